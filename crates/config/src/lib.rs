@@ -1,0 +1,1 @@
+//! The DRBD configuration language: text to checked configuration and back.

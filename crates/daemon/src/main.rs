@@ -1,0 +1,3 @@
+//! udrbdd: one reactor thread per resource, handlers, the control socket.
+
+fn main() {}

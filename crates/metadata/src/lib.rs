@@ -1,0 +1,1 @@
+//! DRBD 8.4 on-disk metadata (format v08): superblock, activity log and bitmap as values.

@@ -1,0 +1,1 @@
+//! Everything that touches the kernel: io_uring, disks, sockets, timers, the NBD server.

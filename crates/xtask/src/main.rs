@@ -1,0 +1,3 @@
+//! The project's own commands: check, test, demo, vm, bench, sim.
+
+fn main() {}

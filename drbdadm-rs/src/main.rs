@@ -1,0 +1,3 @@
+//! drbdadm, drbdsetup, drbdmeta and drbd-overview: one binary, by name.
+
+fn main() {}
