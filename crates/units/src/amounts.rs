@@ -129,7 +129,7 @@ impl SectorRange {
 
     /// Whether two runs share a sector; an empty run overlaps nothing.
     pub const fn overlaps(self, other: Self) -> bool {
-        self.start.0 < other.end().0 && other.start.0 < self.end().0
+        self.bytes > 0 && other.bytes > 0 && self.start.0 < other.end().0 && other.start.0 < self.end().0
     }
 
     /// Whether `other` lies within this run.
