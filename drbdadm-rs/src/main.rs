@@ -1,3 +1,0 @@
-//! drbdadm, drbdsetup, drbdmeta and drbd-overview: one binary, by name.
-
-fn main() {}
