@@ -7,6 +7,7 @@ use std::fmt;
 /// Bit 0 is not part of the identity: a current identifier carries it while the data were last written by a Primary.
 /// 0 means "none", 4 is the identifier of metadata just created (`spec` name: UUID_JUST_CREATED).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct GenerationId(pub u64);
 
 impl GenerationId {
