@@ -1,0 +1,130 @@
+//! Cutting a bitmap into packets (wire spec 11.2).
+
+use super::run_length::{self, BitWriter};
+use super::statistics::TransferStatistics;
+use super::{RunLengthEncoding, WORD_BITS, valid_bits};
+use crate::dialect::Dialect;
+use crate::packet::Packet;
+
+/// A bitmap to read from.
+pub trait BitmapSource {
+    /// The word with bits `64 * index` to `64 * index + 63`, the lowest bit number in the lowest bit. Bits behind the
+    /// bitmap's end may be anything.
+    fn word(&self, index: u64) -> u64;
+
+    /// The first bit at or behind `from` that is set (or clear, as `set` says), or `end` if there is none before it.
+    fn find(&self, from: u64, end: u64, set: bool) -> u64 {
+        let mut position = from;
+        while position < end {
+            let word = self.word(position / WORD_BITS);
+            let wanted = if set { word } else { !word } >> (position % WORD_BITS);
+            if wanted != 0 {
+                return end.min(position + u64::from(wanted.trailing_zeros()));
+            }
+            position = (position / WORD_BITS + 1) * WORD_BITS;
+        }
+        end
+    }
+}
+
+impl BitmapSource for [u64] {
+    fn word(&self, index: u64) -> u64 {
+        self[index as usize]
+    }
+}
+
+/// Sends a bitmap: each call gives the next packet.
+#[derive(Clone, Debug)]
+pub struct BitmapSender {
+    bits: u64,
+    position: u64,
+    finished: bool,
+    compress: bool,
+    dialect: Dialect,
+    statistics: TransferStatistics,
+}
+
+impl BitmapSender {
+    /// A bitmap of `bits` bits; run lengths are used if `compress` (the option `use-rle`) and the version knows them.
+    pub const fn new(bits: u64, compress: bool, dialect: Dialect) -> Self {
+        Self {
+            bits,
+            position: 0,
+            finished: false,
+            compress: compress && dialect.version >= 90,
+            dialect,
+            statistics: TransferStatistics::new(bits.div_ceil(WORD_BITS), dialect),
+        }
+    }
+
+    /// The next packet, its payload appended to `payload` (at most [`Dialect::bitmap_bytes_max`] bytes); `None` when
+    /// the last one has been given.
+    pub fn next_packet(
+        &mut self,
+        bitmap: &(impl BitmapSource + ?Sized),
+        payload: &mut Vec<u8>,
+    ) -> Option<Packet> {
+        if self.finished {
+            return None;
+        }
+        Some(match self.compressed(bitmap, payload) {
+            Some(encoding) => Packet::CompressedBitmap(encoding),
+            None => {
+                self.plain(bitmap, payload);
+                Packet::Bitmap
+            }
+        })
+    }
+
+    /// What has been sent so far.
+    pub const fn statistics(&self) -> &TransferStatistics {
+        &self.statistics
+    }
+
+    /// Run lengths from the position on, unless they would take more room than the bits they stand for.
+    fn compressed(
+        &mut self,
+        bitmap: &(impl BitmapSource + ?Sized),
+        payload: &mut Vec<u8>,
+    ) -> Option<RunLengthEncoding> {
+        if !self.compress || self.position == self.bits {
+            return None;
+        }
+        let mut writer = BitWriter::new(payload, self.dialect.bitmap_bytes_max() - 1);
+        let mut position = self.position;
+        let starts_set = bitmap.find(position, self.bits, true) == position;
+        let mut set = starts_set;
+        while position < self.bits {
+            let end = bitmap.find(position, self.bits, !set);
+            assert!(end > position, "empty run at bit {position}");
+            if !writer.push(run_length::encode(end - position)) {
+                break;
+            }
+            position = end;
+            set = !set;
+        }
+        if position - self.position < writer.bytes() * 8 {
+            writer.discard();
+            return None;
+        }
+        let encoding = RunLengthEncoding::new(starts_set, writer.bits());
+        self.statistics.count_compressed(writer.bytes() as usize);
+        self.position = position;
+        self.finished = position == self.bits;
+        Some(encoding)
+    }
+
+    /// Words from the one the position is in on; none at the end, which tells the peer that it is the end.
+    fn plain(&mut self, bitmap: &(impl BitmapSource + ?Sized), payload: &mut Vec<u8>) {
+        let words = self.bits.div_ceil(WORD_BITS);
+        let first = if self.position == self.bits { words } else { self.position / WORD_BITS };
+        let end = words.min(first + (self.dialect.bitmap_bytes_max() / 8) as u64);
+        for index in first..end {
+            let word = bitmap.word(index) & valid_bits(index, self.bits);
+            payload.extend_from_slice(&word.to_le_bytes());
+        }
+        self.statistics.count_plain(((end - first) * 8) as usize);
+        self.position = self.bits.min(end * WORD_BITS);
+        self.finished = end == first;
+    }
+}
