@@ -1,0 +1,453 @@
+//! One io_uring for everything an engine thread waits for.
+//!
+//! Submissions carry a token of the caller's own type and come back as [`Completion`]s. The kernel keeps no
+//! reference to anything but pool buffers (pinned, see [`crate::buffers`]) and open files (kept open by the
+//! operation itself), so nothing a caller drops or closes can be touched by a late operation, and a file
+//! descriptor number is never reused under one.
+//!
+//! Disk transfers are finished here: a short transfer is continued, an interrupted one repeated, and the caller
+//! sees one completion for the whole (io spec 5.6: any error is an error of the whole request).
+//!
+//! The ring is set up as measured in the runtime study 10.1: single issuer, deferred task work, no polling
+//! thread; each flag is left out where the kernel does not know it. Waiting with a deadline needs no timeout
+//! operation: the deadline is an argument of the wait itself.
+
+mod pending;
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use udrbd_units::Sector;
+
+use crate::Errno;
+use crate::buffers::{BufferHandle, BufferPool, BufferSlice, KernelAccess, PoolOptions};
+use pending::{Pending, Slots, Work, ZEROES_BYTES};
+
+/// An open file that operations in flight keep open. Dropping the last clone closes it.
+pub type Descriptor = Arc<OwnedFd>;
+
+/// How large the queues are.
+#[derive(Clone, Copy, Debug)]
+pub struct RingOptions {
+    /// Entries of the submission queue; a full one is submitted early, never an error.
+    pub submissions: u32,
+    /// Entries of the completion queue.
+    pub completions: u32,
+    /// The payload memory of this ring.
+    pub pool: PoolOptions,
+}
+
+impl Default for RingOptions {
+    fn default() -> Self {
+        Self { submissions: 512, completions: 4096, pool: PoolOptions::default() }
+    }
+}
+
+/// Names one operation in flight, to cancel it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OperationId(u64);
+
+/// What an operation came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion<T> {
+    /// The caller's token of the submission.
+    pub token: T,
+    /// The operation, as named at submission.
+    pub operation: OperationId,
+    /// Bytes moved (disk transfers: always all), or the events of a poll; or why it failed.
+    pub result: Result<u32, Errno>,
+}
+
+/// What a disk write promises when it completes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The data may be in the device's volatile cache.
+    #[default]
+    Cached,
+    /// The data itself is on stable storage (FUA).
+    Forced,
+    /// Everything completed before is on stable storage first, then the data itself (PREFLUSH and FUA).
+    FlushedAndForced,
+}
+
+/// How a range is made to read as zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    /// Discard; where the device cannot, write zeroes and let it unmap ("trim" of io spec 10.2).
+    Discard,
+    /// Write zeroes; the device may unmap.
+    MayUnmap,
+    /// Write zeroes; the space stays allocated.
+    KeepAllocated,
+}
+
+/// Whether a descriptor is a block device or a regular file: the two differ in how they discard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StorageKind {
+    /// A block device.
+    BlockDevice,
+    /// A regular file.
+    RegularFile,
+}
+
+/// The events a poll waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// There is something to read, a connection to accept, or the end.
+    Readable,
+    /// There is room to write, or a connect has ended.
+    Writable,
+}
+
+/// The ring, its operations in flight, and the payload memory they use.
+pub struct Ring<T: Copy + Debug> {
+    uring: IoUring,
+    buffers: Option<BufferPool>,
+    slots: Slots<T>,
+    /// Entries that did not fit into the submission queue.
+    backlog: VecDeque<squeue::Entry>,
+    reaped: Vec<cqueue::Entry>,
+}
+
+impl<T: Copy + Debug> Ring<T> {
+    /// Makes the ring and maps its payload memory. Must be called on the thread that will use it.
+    ///
+    /// # Errors
+    /// `ENOSYS` or `EPERM` where io_uring is absent or forbidden, `ENOMEM` when memory cannot be had.
+    pub fn new(options: RingOptions) -> Result<Self, Errno> {
+        let uring = setup(options).map_err(errno_of)?;
+        let features = uring.params();
+        if !features.is_feature_ext_arg() || !features.is_feature_nodrop() {
+            // Waiting with a deadline (5.11) and completions that are never dropped (5.5) are relied upon.
+            return Err(Errno::ENOSYS);
+        }
+        Ok(Self {
+            uring,
+            buffers: Some(BufferPool::new(options.pool)?),
+            slots: Slots::default(),
+            backlog: VecDeque::new(),
+            reaped: Vec::with_capacity(options.completions as usize),
+        })
+    }
+
+    /// The payload memory, to look at.
+    #[must_use]
+    pub fn buffers(&self) -> &BufferPool {
+        let Some(buffers) = &self.buffers else { unreachable!("only drop takes the pool away") };
+        buffers
+    }
+
+    fn pool(&mut self) -> &mut BufferPool {
+        let Some(buffers) = &mut self.buffers else { unreachable!("only drop takes the pool away") };
+        buffers
+    }
+
+    /// See [`BufferPool::allocate`].
+    pub fn allocate(&mut self, bytes: usize) -> Option<BufferHandle> {
+        self.pool().allocate(bytes)
+    }
+
+    /// See [`BufferPool::retain`].
+    pub fn retain(&mut self, buffer: BufferHandle) {
+        self.pool().retain(buffer);
+    }
+
+    /// See [`BufferPool::release`].
+    pub fn release(&mut self, buffer: BufferHandle) {
+        self.pool().release(buffer);
+    }
+
+    /// See [`BufferPool::bytes`].
+    #[must_use]
+    pub fn bytes(&self, slice: BufferSlice) -> &[u8] {
+        self.buffers().bytes(slice)
+    }
+
+    /// See [`BufferPool::bytes_mut`].
+    #[must_use]
+    pub fn bytes_mut(&mut self, slice: BufferSlice) -> &mut [u8] {
+        self.pool().bytes_mut(slice)
+    }
+
+    /// Copies between two different buffers.
+    pub fn copy(&mut self, from: BufferSlice, to: BufferSlice) {
+        self.pool().copy(from, to);
+    }
+
+    /// Operations the kernel has not answered yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Reads `slice.length` bytes at `start`. Reading over the end of a regular file is `EIO`: the device the
+    /// metadata describes is larger than the file.
+    pub fn read(&mut self, file: &Descriptor, start: Sector, slice: BufferSlice, token: T) -> OperationId {
+        self.pool().pin(slice, KernelAccess::Writes);
+        self.submit(file, token, Work::Read { slice, start: start.bytes(), done: 0 })
+    }
+
+    /// Writes a part of a buffer at `start`.
+    pub fn write(
+        &mut self,
+        file: &Descriptor,
+        start: Sector,
+        slice: BufferSlice,
+        durability: Durability,
+        token: T,
+    ) -> OperationId {
+        self.pool().pin(slice, KernelAccess::Reads);
+        let forced = durability != Durability::Cached;
+        let flush_first = durability == Durability::FlushedAndForced;
+        self.submit(file, token, Work::Write { slice, start: start.bytes(), done: 0, forced, flush_first })
+    }
+
+    /// Puts everything completed before on stable storage (`fdatasync`; for a block device a cache flush).
+    pub fn sync(&mut self, file: &Descriptor, token: T) -> OperationId {
+        self.submit(file, token, Work::Sync)
+    }
+
+    /// Makes `bytes` bytes at `start` read as zeroes. Where the device lacks the asked way, the next slower one
+    /// is taken, down to writing zeroes, so that both replicas always end up with the same content.
+    pub fn zero(
+        &mut self,
+        (file, kind): (&Descriptor, StorageKind),
+        start: Sector,
+        bytes: u64,
+        zeroing: Zeroing,
+        token: T,
+    ) -> OperationId {
+        let way = pending::first_way(kind, zeroing);
+        self.submit(file, token, Work::Zero { way, start: start.bytes(), bytes, done: 0 })
+    }
+
+    /// Receives into a part of a buffer; with `whole`, waits until the part is full or the stream ends.
+    pub(crate) fn receive(
+        &mut self,
+        socket: &Descriptor,
+        slice: BufferSlice,
+        whole: bool,
+        token: T,
+    ) -> OperationId {
+        self.pool().pin(slice, KernelAccess::Writes);
+        self.submit(socket, token, Work::Receive { slice, whole })
+    }
+
+    /// Waits until a file is ready; completes once, with the events (`POLLIN` and its like) as the result.
+    pub fn poll(&mut self, file: &Descriptor, readiness: Readiness, token: T) -> OperationId {
+        let events = match readiness {
+            Readiness::Readable => libc::POLLIN,
+            Readiness::Writable => libc::POLLOUT,
+        };
+        self.submit(file, token, Work::Poll { events: events as u32 })
+    }
+
+    /// Asks the kernel to give an operation up. It completes all the same: with `ECANCELED`, or with its result
+    /// if it was faster. A disk transfer that the device has already taken cannot be cancelled.
+    pub fn cancel(&mut self, operation: OperationId) {
+        if self.slots.contains(operation.0) {
+            let id = self.slots.insert(Pending { token: None, file: None, work: Work::Cancel });
+            self.push(opcode::AsyncCancel::new(operation.0).build().user_data(id));
+        }
+    }
+
+    /// Submits what is queued, sleeps until there is a completion or `timeout` has passed (`None`: for ever), and
+    /// appends all completions there are to `completions`, in the kernel's order. Returning with none is normal.
+    ///
+    /// # Errors
+    /// Only those that mean the ring itself is unusable.
+    pub fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        completions: &mut Vec<Completion<T>>,
+    ) -> Result<(), Errno> {
+        self.drain_backlog();
+        let timeout = if self.backlog.is_empty() { timeout } else { Some(Duration::ZERO) };
+        let entered = match timeout {
+            None => self.uring.submit_and_wait(1),
+            Some(timeout) => {
+                let limit = types::Timespec::from(timeout);
+                let arguments = types::SubmitArgs::new().timespec(&limit);
+                self.uring.submitter().submit_with_args(1, &arguments)
+            }
+        };
+        match entered.map_err(errno_of) {
+            // EBUSY and EAGAIN: the completion queue is full or memory is short; reaping helps.
+            Ok(_) | Err(Errno::ETIME | Errno::EINTR | Errno::EBUSY | Errno::EAGAIN) => {}
+            Err(error) => return Err(error),
+        }
+        self.reap(completions);
+        Ok(())
+    }
+
+    /// Hands queued submissions to the kernel without waiting. [`Ring::wait`] does it too; this is for work that
+    /// should start before the caller goes on computing.
+    pub fn submit_now(&mut self) {
+        // A refusal (completion queue full, memory short) leaves the entries queued for the next wait.
+        let _ = self.uring.submit();
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion<T>>) {
+        let mut reaped = std::mem::take(&mut self.reaped);
+        reaped.extend(self.uring.completion());
+        for entry in reaped.drain(..) {
+            self.complete(entry.user_data(), entry.result(), completions);
+        }
+        self.reaped = reaped;
+    }
+
+    fn complete(&mut self, id: u64, result: i32, completions: &mut Vec<Completion<T>>) {
+        let Some(mut pending) = self.slots.remove(id) else {
+            unreachable!("the kernel completed an operation that was never submitted")
+        };
+        let result = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result as u32) };
+        match pending.work.advance(result) {
+            pending::Step::Again => {
+                // The slot keeps its number so that a cancel by id still finds the operation.
+                self.slots.restore(id, pending);
+                self.start(id);
+            }
+            pending::Step::Done(result) => {
+                if let Some((slice, access)) = pending.work.pinned() {
+                    self.pool().unpin(slice, access);
+                }
+                if let Some(token) = pending.token {
+                    completions.push(Completion { token, operation: OperationId(id), result });
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, file: &Descriptor, token: T, work: Work) -> OperationId {
+        let id = self.slots.insert(Pending { token: Some(token), file: Some(Arc::clone(file)), work });
+        self.start(id);
+        OperationId(id)
+    }
+
+    /// Queues the next system call of an operation.
+    fn start(&mut self, id: u64) {
+        let Some(Pending { file: Some(file), work, .. }) = self.slots.get(id) else {
+            unreachable!("started operations have a slot and a file")
+        };
+        let fd = types::Fd(file.as_raw_fd());
+        let entry = match *work {
+            Work::Write { flush_first: true, .. } | Work::Sync => {
+                opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
+            }
+            Work::Read { slice, start, done } => {
+                let rest = slice.part(done, slice.length - done);
+                let pointer = self.buffers().pinned_pointer(rest);
+                opcode::Read::new(fd, pointer, rest.length).offset(start + u64::from(done)).build()
+            }
+            Work::Write { slice, start, done, forced, .. } => {
+                let rest = slice.part(done, slice.length - done);
+                let pointer = self.buffers().pinned_pointer(rest);
+                let flags = if forced { libc::RWF_DSYNC } else { 0 };
+                opcode::Write::new(fd, pointer, rest.length)
+                    .offset(start + u64::from(done))
+                    .rw_flags(flags)
+                    .build()
+            }
+            Work::Zero { way, start, bytes, done } => {
+                pending::zero_entry(fd, way, start + done, bytes - done)
+            }
+            Work::Receive { slice, whole } => {
+                let pointer = self.buffers().pinned_pointer(slice);
+                let flags = if whole { libc::MSG_WAITALL } else { 0 };
+                opcode::Recv::new(fd, pointer, slice.length).flags(flags).build()
+            }
+            Work::Poll { events } => opcode::PollAdd::new(fd, events).build(),
+            Work::Cancel => unreachable!("a cancel is queued by itself"),
+        };
+        self.push(entry.user_data(id));
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        if self.backlog.is_empty() && push_entry(&mut self.uring, &entry) {
+            return;
+        }
+        self.backlog.push_back(entry);
+        self.drain_backlog();
+    }
+
+    fn drain_backlog(&mut self) {
+        while let Some(entry) = self.backlog.front() {
+            if !push_entry(&mut self.uring, entry) {
+                // Full: the kernel takes what is queued. Where it refuses for now, the next wait tries again.
+                if self.uring.submit().is_err() || !push_entry(&mut self.uring, entry) {
+                    return;
+                }
+            }
+            self.backlog.pop_front();
+        }
+    }
+}
+
+impl<T: Copy + Debug> Drop for Ring<T> {
+    /// Cancels what can be cancelled and waits for the rest; memory the kernel still holds is given up, not freed.
+    fn drop(&mut self) {
+        let mut rounds = 0;
+        let mut ignored = Vec::new();
+        for id in self.slots.ids() {
+            self.cancel(OperationId(id));
+        }
+        while self.in_flight() > 0 && rounds < 50 {
+            ignored.clear();
+            if self.wait(Some(Duration::from_millis(100)), &mut ignored).is_err() {
+                break;
+            }
+            rounds += 1;
+        }
+        if self.in_flight() > 0
+            && let Some(buffers) = self.buffers.take()
+        {
+            buffers.leak();
+        }
+    }
+}
+
+fn errno_of(error: std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// Tries the flags from best to plainest; old kernels answer `EINVAL` to one they do not know.
+fn setup(options: RingOptions) -> std::io::Result<IoUring> {
+    let deferred = IoUring::builder()
+        .setup_cqsize(options.completions)
+        .setup_clamp()
+        .setup_submit_all()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .build(options.submissions);
+    let invalid = |error: &std::io::Error| error.raw_os_error() == Some(libc::EINVAL);
+    match deferred {
+        Err(error) if invalid(&error) => {}
+        decided => return decided,
+    }
+    let cooperative = IoUring::builder()
+        .setup_cqsize(options.completions)
+        .setup_clamp()
+        .setup_coop_taskrun()
+        .build(options.submissions);
+    match cooperative {
+        Err(error) if invalid(&error) => {}
+        decided => return decided,
+    }
+    IoUring::builder().setup_cqsize(options.completions).setup_clamp().build(options.submissions)
+}
+
+#[allow(unsafe_code)]
+fn push_entry(uring: &mut IoUring, entry: &squeue::Entry) -> bool {
+    // SAFETY: an entry's memory is a pinned pool buffer (the pool outlives the ring, or is leaked) or the static
+    // zeroes, and its file is kept open by the slot until the completion; both hold until the kernel answers.
+    unsafe { uring.submission().push(entry) }.is_ok()
+}
+
+const _: () = assert!(ZEROES_BYTES.is_multiple_of(4096));
+
+#[cfg(test)]
+mod tests;
