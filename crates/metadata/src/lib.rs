@@ -9,6 +9,9 @@
 //! * [`apply`]: what to write so that a crashed device can be attached (`apply-al`);
 //! * [`bitmap`]: sizes of the bitmap and its pages as words;
 //! * [`attach`]: what an attach refuses, with DRBD's return codes and log texts;
+//! * [`generation`]: the texts of `get-gi`, `show-gi`, `dstate` and the argument of `set-gi`;
+//! * [`dump`] and [`restore`]: the text form of `dump-md`, written and parsed;
+//! * [`validity`]: what `drbdmeta` takes for a superblock;
 //! * [`legacy`]: what is recognised of DRBD 0.7, 8.3 and 9.
 //!
 //! Sections are those of the metadata specification.
@@ -18,10 +21,14 @@ pub mod activity_log;
 pub mod apply;
 pub mod attach;
 pub mod bitmap;
+pub mod dump;
+pub mod generation;
 pub mod layout;
 pub mod legacy;
 pub mod replay;
+pub mod restore;
 pub mod superblock;
+pub mod validity;
 
 pub use activity_log::{FREE_EXTENT, FREE_SLOT, SlotUpdate};
 pub use layout::{Layout, LayoutError, Placement, Striping};

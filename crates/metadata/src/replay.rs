@@ -28,6 +28,8 @@ pub enum ReplayError {
 pub enum ReplayNote {
     /// That many blocks are not valid.
     Corrupt(u32),
+    /// That many sectors of a log of 8.3 are not valid.
+    LegacyInvalid(u32),
     /// A transaction names a slot no activity log can have; it is skipped.
     SlotOutOfRange {
         /// Number of the transaction.
@@ -41,6 +43,11 @@ impl fmt::Display for ReplayNote {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Corrupt(count) => write!(formatter, "{count} corrupt AL transactions found"),
+            Self::LegacyInvalid(count) => write!(
+                formatter,
+                "{count} corrupt or uninitialized AL transactions found\n\
+                 You can safely ignore this if this node was cleanly stopped (no crash)."
+            ),
             Self::SlotOutOfRange { number, slot } => {
                 write!(formatter, "slot number out of range: tr:{number} slot:{slot}")
             }
@@ -107,7 +114,7 @@ pub fn replay(area: &[u8], striping: Striping) -> Replay {
     }
 
     let mut notes = Vec::new();
-    if corrupt > 0 {
+    if corrupt > 0 && (corrupt as usize) < blocks.len() {
         notes.push(ReplayNote::Corrupt(corrupt));
     }
     let result = match bounds {
