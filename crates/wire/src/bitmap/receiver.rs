@@ -58,6 +58,11 @@ impl BitmapReceiver {
         self.finished
     }
 
+    /// The first bit that has not been received: how far the exchange is.
+    pub const fn position(&self) -> u64 {
+        self.position
+    }
+
     /// What has been received so far.
     pub const fn statistics(&self) -> &TransferStatistics {
         &self.statistics

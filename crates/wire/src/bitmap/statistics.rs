@@ -34,10 +34,11 @@ impl TransferStatistics {
         self.compressed_bytes += (self.dialect.header_bytes() + 1 + code_bytes) as u64;
     }
 
-    /// What the bitmap would have cost without compression, by DRBD's reckoning.
+    /// What the bitmap would have cost without compression. DRBD divides the number of words by the bytes of a
+    /// packet here, which counts too few headers; the line is to be the same.
     fn all_plain(&self) -> u64 {
-        let packet_words = (self.dialect.bitmap_bytes_max() / 8) as u64;
-        self.dialect.header_bytes() as u64 * (self.words / packet_words + 1) + self.words * 8
+        let headers = self.words.div_ceil(self.dialect.bitmap_bytes_max() as u64) + 1;
+        self.dialect.header_bytes() as u64 * headers + self.words * 8
     }
 
     /// Whether anything was saved: only then does DRBD log the line.
