@@ -135,6 +135,7 @@ pub struct Job {
     id: u64,
     command: String,
     limit: Duration,
+    started: Instant,
 }
 
 struct Machine {
@@ -283,7 +284,7 @@ impl Guest {
         let name = self.options.name.clone();
         let machine = self.machine.as_mut().with_context(|| format!("{name} is off"))?;
         machine.port.write_all(format!("{id} {seconds}\n").as_bytes())?;
-        Ok(Job { id, command: script.trim().to_owned(), limit })
+        Ok(Job { id, command: script.trim().to_owned(), limit, started: Instant::now() })
     }
 
     /// Waits for a script that was started.
@@ -346,6 +347,10 @@ impl Guest {
         };
         let status = read("rc").trim().parse().context("the guest left no exit status")?;
         let output = Output { command: job.command, status, stdout: read("out"), stderr: read("err") };
+        if std::env::var_os("UDRBD_VM_TRACE").is_some() {
+            let seconds = job.started.elapsed().as_secs_f32();
+            eprintln!("{} {seconds:6.2} s {status}: {}", self.options.name, output.command);
+        }
         for extension in ["sh", "out", "err", "rc"] {
             let _gone = fs::remove_file(base.with_extension(extension));
         }

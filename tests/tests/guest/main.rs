@@ -1,0 +1,37 @@
+//! The real DRBD of a Debian kernel as the judge: as peer of ours, in both parts, in one guest and in two.
+//!
+//! Every scenario is written for two sides of any kind. It is also played by two real ones where that
+//! proves the scenario itself.
+
+mod duo;
+mod link;
+mod metadata;
+mod power;
+mod replication;
+
+use std::process::ExitCode;
+
+use udrbd_tests::runner::{self, Case};
+
+const CASES: &[Case] = &[
+    Case::new("kernel_pair_replicates_as_the_scenario_expects", replication::kernel_pair),
+    Case::new("udrbd_syncs_a_kernel_peer_and_both_take_writes", replication::udrbd_first),
+    Case::new("kernel_syncs_an_udrbd_peer_and_both_take_writes", replication::kernel_first),
+    Case::new("udrbd_and_kernel_authenticate_each_other", replication::authenticated),
+    Case::new("a_wrong_secret_keeps_the_pair_apart", replication::wrong_secret),
+    Case::new("kernel_pair_resyncs_after_a_cut_link", link::kernel_pair),
+    Case::new("udrbd_resyncs_a_kernel_peer_after_a_cut_link", link::udrbd_primary),
+    Case::new("kernel_resyncs_an_udrbd_peer_after_a_cut_link", link::kernel_primary),
+    Case::new("killed_udrbd_primary_recovers_against_a_kernel_peer", link::killed_primary),
+    Case::new("backing_device_moves_from_kernel_to_udrbd_and_back_without_resync", metadata::moves_between),
+    Case::new("real_drbdmeta_reads_our_metadata_as_we_do", metadata::dumps_are_equal),
+    Case::new("kernel_pair_survives_a_power_cut_of_its_primary", power::kernel_pair),
+    Case::new("power_cut_kernel_primary_recovers_against_udrbd", power::kernel_primary),
+    Case::new("power_cut_udrbd_primary_recovers_against_kernel", power::udrbd_primary),
+];
+
+fn main() -> ExitCode {
+    let code = runner::main(CASES);
+    duo::forget_guest();
+    code
+}

@@ -1,0 +1,3 @@
+//! Two daemons on one machine, over its loopback, without root: see `cases`.
+
+fn main() {}
