@@ -294,8 +294,11 @@ impl Incoming {
     /// The packet from the `packet_bytes` bytes of its structure.
     ///
     /// # Errors
-    /// If a field has a value no packet can have, or there are too few bytes.
+    /// If a field has a value no packet can have, or there are not as many bytes as the header said.
     pub fn decode(&self, structure: &[u8], dialect: Dialect) -> Result<Packet, WireError> {
+        if structure.len() != self.packet_bytes {
+            return Err(WireError::packet_size(self.command, self.packet_bytes, structure.len()));
+        }
         let mut reader = Reader::new(self.command, structure);
         decode_structure(&mut reader, dialect)
     }

@@ -205,13 +205,18 @@ pub struct StateReturnCode(pub i32);
 macro_rules! return_codes {
     ($($(#[$doc:meta])* $name:ident = $code:literal $text:literal,)+) => {
         impl StateReturnCode {
+            /// The change was made.
+            pub const SUCCESS: Self = Self(1);
+            /// There was nothing to do, which is success too.
+            pub const NOTHING_TO_DO: Self = Self(2);
             $($(#[$doc])* pub const $name: Self = Self($code);)+
 
-            /// DRBD's sentence for it (`drbd_set_st_err_str`), `None` for a code DRBD 8.4 does not have.
-            pub const fn text(self) -> Option<&'static str> {
+            /// DRBD's sentence for a refusal (`drbd_set_st_err_str`); what is none gives the words DRBD has for that.
+            pub const fn text(self) -> &'static str {
                 match self.0 {
-                    $($code => Some($text),)+
-                    _ => None,
+                    $($code => $text,)+
+                    ..0 => "TOO_SMALL",
+                    _ => "TOO_LARGE",
                 }
             }
         }
@@ -219,10 +224,6 @@ macro_rules! return_codes {
 }
 
 return_codes! {
-    /// Done.
-    SUCCESS = 1 "Success",
-    /// There was nothing to do, which is success too.
-    NOTHING_TO_DO = 2 "Nothing to do",
     /// Both would be Primary.
     TWO_PRIMARIES = -1 "Multiple primaries not allowed by config",
     /// There would be no access to good data.
@@ -237,22 +238,32 @@ return_codes! {
     PRIMARY_NO_PEER_OUTDATED = -7 "Refusing to be Primary while peer is not outdated",
     /// A resync or verify is running.
     RESYNC_RUNNING = -8 "Can not start OV/resync since it is already active",
+    /// There is nothing to disconnect.
+    ALREADY_STANDALONE = -9 "Can not disconnect a StandAlone device",
+    /// The peer said no.
+    REFUSED_BY_PEER = -10 "State change was refused by peer node",
     /// There is no disk.
     IS_DISKLESS = -11 "Device is diskless, the requested operation requires a disk",
     /// Somebody has the device open.
     DEVICE_IN_USE = -12 "Device is held open by someone",
+    /// There is no network configuration.
+    NO_NET_CONFIG = -13 "Have no net/connection configuration",
     /// No verify algorithm is configured.
     NO_VERIFY_ALGORITHM = -14 "Need a verify algorithm to start online verify",
     /// There is no connection.
     NEED_CONNECTION = -15 "Need a connection to start verify or resync",
     /// The disk cannot be outdated.
     LOWER_THAN_OUTDATED = -16 "Disk state is lower than outdated",
+    /// The agreed version is too low.
+    NOT_SUPPORTED = -17 "Peer does not support protocol",
     /// Another change is under way.
     IN_TRANSIENT_STATE = -18 "In transient state, retry after next state change",
     /// Both nodes wanted something at once.
     CONCURRENT_STATE_CHANGE = -19 "Concurrent state changes detected and aborted",
     /// Another volume's peer is Primary.
     OTHER_VOLUME_PEER_PRIMARY = -20 "Other vol primary on peer not allowed by config",
+    /// There is nobody to tell.
+    OUTDATE_WITHOUT_CONNECTION = -21 "Need a connection for a graceful disconnect/outdate peer",
 }
 
 impl StateReturnCode {
@@ -264,7 +275,10 @@ impl StateReturnCode {
 
 impl fmt::Debug for StateReturnCode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "StateReturnCode({} {:?})", self.0, self.text().unwrap_or_default())
+        if self.is_success() {
+            return write!(formatter, "StateReturnCode({})", self.0);
+        }
+        write!(formatter, "StateReturnCode({} {:?})", self.0, self.text())
     }
 }
 

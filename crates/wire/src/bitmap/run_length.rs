@@ -207,7 +207,38 @@ impl<'a> BitReader<'a> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Runs of every magnitude.
+    fn any_run() -> impl Strategy<Value = u64> {
+        (0..57_u32).prop_flat_map(|magnitude| 1 << magnitude..=RUN_MAX.min(2 << magnitude))
+    }
+
+    proptest! {
+        #[test]
+        fn any_runs_come_back(runs in prop::collection::vec(any_run(), 1..200), starts_set: bool) {
+            let (bytes, bits) = code(&runs);
+            let encoding = RunLengthEncoding::new(starts_set, bits);
+            let mut reader = BitReader::new(&bytes, encoding.pad_bits());
+            for run in &runs {
+                prop_assert_eq!(reader.next_run(), Ok(Some(*run)));
+            }
+            prop_assert_eq!(reader.next_run(), Ok(None));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100), pad_bits in 0..8_u8) {
+            let mut reader = BitReader::new(&bytes, pad_bits);
+            let mut words = 0;
+            while let Ok(Some(run)) = reader.next_run() {
+                prop_assert!((1..=RUN_MAX).contains(&run));
+                words += 1;
+            }
+            prop_assert!(words <= bytes.len() * 4, "{} words of at least two bits", words);
+        }
+    }
 
     fn code(runs: &[u64]) -> (Vec<u8>, u64) {
         let mut out = Vec::new();

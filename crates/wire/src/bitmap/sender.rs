@@ -17,7 +17,8 @@ pub trait BitmapSource {
         let mut position = from;
         while position < end {
             let word = self.word(position / WORD_BITS);
-            let wanted = if set { word } else { !word } >> (position % WORD_BITS);
+            let wanted = if set { word } else { !word };
+            let wanted = wanted >> (position % WORD_BITS);
             if wanted != 0 {
                 return end.min(position + u64::from(wanted.trailing_zeros()));
             }

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use udrbd_units::VolumeNumber;
 use udrbd_wire::bitmap::{BitmapReceiver, BitmapSink, RunLengthEncoding};
 use udrbd_wire::{
     AlgorithmName, AuthChallenge, Authentication, BlockId, Command, DataFlags, Dialect, DigestAlgorithm,
@@ -82,16 +81,19 @@ impl<'a> Writer<'a> {
 
     /// The lines of one direction: 0 is A's.
     pub(crate) fn lines(&self, sender: usize) -> Vec<String> {
-        // The listing knows data integrity from P_PROTOCOL only; after an update it shows the digest as data.
-        let mut updated = false;
+        // The listing knows data integrity from P_PROTOCOL only; after an update it splits digest and data as before.
+        let mut digest_bytes = 0;
         let line = |received: &Received| {
-            updated |= matches!(received.packet, Packet::ProtocolUpdate(_));
-            self.line(received, sender, updated)
+            if let Packet::Protocol(parameters) = &received.packet {
+                let algorithm = parameters.integrity.as_str().unwrap().parse::<DigestAlgorithm>();
+                digest_bytes = algorithm.map_or(0, DigestAlgorithm::bytes);
+            }
+            self.line(received, sender, digest_bytes)
         };
         self.session.sent[sender].iter().map(line).collect()
     }
 
-    fn line(&self, received: &Received, sender: usize, digest_is_data: bool) -> String {
+    fn line(&self, received: &Received, sender: usize, digest_bytes: usize) -> String {
         let command = received.incoming.command;
         let header = match received.bytes[..2] {
             [0x83, 0x74] => "h80",
@@ -108,7 +110,7 @@ impl<'a> Writer<'a> {
             write!(line, " vol={}", received.header.volume).unwrap();
         }
         write!(line, " len={} ", received.header.length).unwrap();
-        line += &fields(received, digest_is_data);
+        line += &fields(received, digest_bytes);
         if let Packet::AuthResponse(response) = &received.packet {
             let challenge = self.challenges[1 - sender].as_ref().unwrap();
             let authentication = self.authentication.as_ref().unwrap();
@@ -150,16 +152,14 @@ fn data_flags(flags: DataFlags) -> String {
     format!("dp_flags={:#x}{{{}}}", flags.0, flags.names().collect::<Vec<_>>().join("|"))
 }
 
-fn digest_and_data(received: &Received, digest_is_data: bool) -> String {
-    let digest = &received.digest;
-    if digest_is_data {
-        return data(&[&digest[..], &received.payload].concat());
-    }
+fn digest_and_data(received: &Received, digest_bytes: usize) -> String {
+    let whole = [&received.digest[..], &received.payload].concat();
+    let (digest, payload) = whole.split_at(digest_bytes);
     let digest = if digest.is_empty() { String::new() } else { format!("digest={} ", hex(digest)) };
-    digest + &data(&received.payload)
+    digest + &data(payload)
 }
 
-fn fields(received: &Received, digest_is_data: bool) -> String {
+fn fields(received: &Received, digest_bytes: usize) -> String {
     match &received.packet {
         Packet::Data(write) => format!(
             "sector={} block_id={} seq={} {} {}",
@@ -167,13 +167,13 @@ fn fields(received: &Received, digest_is_data: bool) -> String {
             block_id(write.block_id),
             write.sequence.0,
             data_flags(write.flags),
-            digest_and_data(received, digest_is_data)
+            digest_and_data(received, digest_bytes)
         ),
         Packet::DataReply(reply) | Packet::ResyncDataReply(reply) => format!(
             "sector={} block_id={} seq=0 dp_flags=0x0{{}} {}",
             reply.sector,
             block_id(reply.block_id),
-            digest_and_data(received, digest_is_data)
+            digest_and_data(received, digest_bytes)
         ),
         Packet::Trim(zero) | Packet::Zeroes(zero) => format!(
             "sector={} block_id={} seq={} {} size={}",
@@ -234,8 +234,7 @@ fn fields(received: &Received, digest_is_data: bool) -> String {
             state_change(*change)
         }
         Packet::StateChangeReply(code) | Packet::ConnectionStateChangeReply(code) => {
-            let name = if *code == StateReturnCode::SUCCESS { "SS_SUCCESS" } else { "?" };
-            format!("retcode={}({name})", code.0)
+            format!("retcode={}({})", code.0, return_code(*code))
         }
         Packet::State(state) => format!("state={:#010x}{{{}}}", state.pack(), state_fields(*state)),
         Packet::Uuids(uuids) => format!(
@@ -406,6 +405,35 @@ fn compressed(encoding: RunLengthEncoding, received: &Received) -> String {
     )
 }
 
+/// DRBD's own name of a return code.
+fn return_code(code: StateReturnCode) -> &'static str {
+    match code {
+        StateReturnCode::SUCCESS => "SS_SUCCESS",
+        StateReturnCode::NOTHING_TO_DO => "SS_NOTHING_TO_DO",
+        StateReturnCode::TWO_PRIMARIES => "SS_TWO_PRIMARIES",
+        StateReturnCode::NO_UP_TO_DATE_DISK => "SS_NO_UP_TO_DATE_DISK",
+        StateReturnCode::NO_LOCAL_DISK => "SS_NO_LOCAL_DISK",
+        StateReturnCode::NO_REMOTE_DISK => "SS_NO_REMOTE_DISK",
+        StateReturnCode::CONNECTED_OUTDATES => "SS_CONNECTED_OUTDATES",
+        StateReturnCode::PRIMARY_NO_PEER_OUTDATED => "SS_PRIMARY_NOP",
+        StateReturnCode::RESYNC_RUNNING => "SS_RESYNC_RUNNING",
+        StateReturnCode::ALREADY_STANDALONE => "SS_ALREADY_STANDALONE",
+        StateReturnCode::REFUSED_BY_PEER => "SS_CW_FAILED_BY_PEER",
+        StateReturnCode::IS_DISKLESS => "SS_IS_DISKLESS",
+        StateReturnCode::DEVICE_IN_USE => "SS_DEVICE_IN_USE",
+        StateReturnCode::NO_NET_CONFIG => "SS_NO_NET_CONFIG",
+        StateReturnCode::NO_VERIFY_ALGORITHM => "SS_NO_VERIFY_ALG",
+        StateReturnCode::NEED_CONNECTION => "SS_NEED_CONNECTION",
+        StateReturnCode::LOWER_THAN_OUTDATED => "SS_LOWER_THAN_OUTDATED",
+        StateReturnCode::NOT_SUPPORTED => "SS_NOT_SUPPORTED",
+        StateReturnCode::IN_TRANSIENT_STATE => "SS_IN_TRANSIENT_STATE",
+        StateReturnCode::CONCURRENT_STATE_CHANGE => "SS_CONCURRENT_ST_CHG",
+        StateReturnCode::OTHER_VOLUME_PEER_PRIMARY => "SS_O_VOL_PEER_PRI",
+        StateReturnCode::OUTDATE_WITHOUT_CONNECTION => "SS_OUTDATE_WO_CONN",
+        _ => "?",
+    }
+}
+
 /// DRBD's own name of a packet.
 fn name(command: Command) -> &'static str {
     match command {
@@ -459,15 +487,4 @@ fn name(command: Command) -> &'static str {
         Command::InitialData => "P_INITIAL_DATA",
         Command::ConnectionFeatures => "P_CONNECTION_FEATURES",
     }
-}
-
-/// The number of blocks of a volume after what `packets` said about its size.
-pub(crate) fn bits_of(packets: &[Received], volume: VolumeNumber) -> u64 {
-    let sizes = packets.iter().rev().find_map(|received| match received.packet {
-        Packet::Sizes(sizes) if received.incoming.volume == volume => Some(sizes),
-        _ => None,
-    });
-    let sizes = sizes.expect("sizes before a bitmap");
-    let sectors = if sizes.current_size.0 == 0 { sizes.disk_size } else { sizes.current_size };
-    sectors.0.div_ceil(8)
 }
