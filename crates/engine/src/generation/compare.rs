@@ -320,3 +320,6 @@ fn same(one: GenerationId, other: GenerationId) -> bool {
 fn plain(identifier: GenerationId) -> u64 {
     identifier.0 & !1
 }
+
+#[cfg(test)]
+mod tests;

@@ -384,3 +384,6 @@ fn dry_run_line(outcome: HandshakeOutcome) -> String {
     let kind = if outcome.is_full() { "full" } else { "bit-map based" };
     format!("dry-run connect: Would become {side}, doing a {kind} resync.")
 }
+
+#[cfg(test)]
+mod tests;

@@ -225,3 +225,6 @@ pub fn check_connection_change(
     }
     Ok(result)
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,3 +169,6 @@ fn promotes_into_a_starting_resync(old: VolumeState, new: VolumeState) -> bool {
         && !matches!(new.disk, DiskState::UpToDate | DiskState::Diskless)
         && (new.connection <= ConnectionState::WFSyncUUID || new.connection != old.connection)
 }
+
+#[cfg(test)]
+mod tests;

@@ -192,3 +192,6 @@ fn pause_or_continue(new: &mut VolumeState) {
         (_, connection) => connection,
     };
 }
+
+#[cfg(test)]
+mod tests;
