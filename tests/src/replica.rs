@@ -41,8 +41,10 @@ pub struct Replica {
     pub net: Vec<String>,
     /// Options of `attach`.
     pub disk_options: Vec<String>,
-    /// Our daemon's run directory and node name; without meaning for the kernel's.
+    /// Our daemon's run directory; without meaning for the kernel's.
     pub run_dir: String,
+    /// Our daemon's node name; without meaning for the kernel's.
+    pub node: String,
 }
 
 /// What the status file says about a minor.
@@ -142,6 +144,7 @@ impl Replica {
                 .into(),
             disk_options: ["--c-plan-ahead=0", "--resync-rate=200M"].map(str::to_owned).into(),
             run_dir: format!("/run/udrbd-{resource}"),
+            node: resource.to_owned(),
         }
     }
 
@@ -163,7 +166,7 @@ impl Replica {
     }
 
     fn environment(&self) -> String {
-        format!("UDRBD_RUN_DIR={} __DRBD_NODE__={}", quoted(&self.run_dir), quoted(&self.resource))
+        format!("UDRBD_RUN_DIR={} __DRBD_NODE__={}", quoted(&self.run_dir), quoted(&self.node))
     }
 
     /// What [`crate::target::TargetName`] calls the replicated device.
@@ -203,7 +206,7 @@ impl Replica {
                      tail -20 {run_dir}/log >&2; exit 1",
                     self.environment(),
                     folder.display(),
-                    quoted(&self.resource),
+                    quoted(&self.node),
                 ))?;
             }
         }

@@ -1,3 +1,253 @@
-//! Two daemons on one machine, over its loopback, without root: see `cases`.
+//! Two of our daemons on one machine, over its loopback, without root: sync, writes, roles, crashes and
+//! clear refusals, driven by `drbdadm`.
 
-fn main() {}
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use udrbd_tests::nbd::Nbd;
+use udrbd_tests::pair::{Node, Pair, PairOptions};
+use udrbd_tests::runner::{self, Case};
+use udrbd_tests::target::TargetName;
+use udrbd_tests::workload::{self, Workload};
+
+const CASES: &[Case] = &[
+    Case::new("initial_sync_makes_both_disks_equal", initial_sync),
+    Case::new("writes_during_the_initial_sync_are_not_lost", writes_during_sync),
+    Case::new("roles_move_back_and_forth_with_the_data", roles_move),
+    Case::new("killed_secondary_catches_up_with_what_changed", killed_secondary),
+    Case::new("killed_primary_recovers_and_keeps_its_promises", killed_primary),
+    Case::new("survivor_takes_over_and_lost_primary_catches_up", failover),
+    Case::new("a_secondary_exports_nothing", secondary_exports_nothing),
+    Case::new("configured_secret_is_asked_for", authentication),
+    Case::new("a_second_primary_is_refused_in_drbd_words", second_primary),
+    Case::new("an_inconsistent_disk_is_not_promoted_without_force", inconsistent_promotion),
+    Case::new("a_missing_backing_file_is_a_clear_error", missing_disk),
+    Case::new("garbage_on_the_port_leaves_the_daemon_up", garbage_on_port),
+];
+
+fn main() -> ExitCode {
+    runner::main(CASES)
+}
+
+fn pair() -> Result<Pair> {
+    Pair::new(PairOptions::default())
+}
+
+fn load(seed: u64, count: u64) -> Workload {
+    Workload { seed, count, limit: None, sizes: (4096, 1 << 20), threads: 4, region: None, flush_every: 16 }
+}
+
+/// A journal beside the pair's disks.
+fn journal(pair: &Pair) -> std::path::PathBuf {
+    pair.config().with_file_name("journal")
+}
+
+fn write(pair: &Pair, node: Node, seed: u64, count: u64) -> Result<()> {
+    workload::write(&pair.export(node), &journal(pair), &load(seed, count)).map(drop)
+}
+
+fn verify(pair: &Pair, node: Node) -> Result<()> {
+    workload::verify(&pair.export(node), &journal(pair)).map(drop)
+}
+
+/// Compares both disks over the replicated size, block for block.
+fn compare(pair: &Pair, primary: Node) -> Result<()> {
+    let TargetName::Nbd(socket, export) = pair.export(primary) else { bail!("an export is NBD") };
+    let size = Nbd::connect(&socket, &export)?.size();
+    let different = workload::compare(&pair.disk(Node::Alpha), &pair.disk(Node::Beta), size)?;
+    if !different.is_empty() {
+        bail!("{} blocks differ, the first is {}", different.len(), different[0]);
+    }
+    Ok(())
+}
+
+fn initial_sync() -> Result<()> {
+    let mut pair = pair()?;
+    pair.bring_up()?;
+    for node in Node::BOTH {
+        let status = pair.status(node)?;
+        if (status.disk.as_str(), status.role.as_str()) != ("Inconsistent", "Secondary") {
+            bail!("fresh disks are {status:?}");
+        }
+    }
+    pair.adm(Node::Alpha, "primary --force r0")?;
+    pair.wait_healthy()?;
+    write(&pair, Node::Alpha, 1, 200)?;
+    verify(&pair, Node::Alpha)?;
+    compare(&pair, Node::Alpha)
+}
+
+fn writes_during_sync() -> Result<()> {
+    let mut pair = Pair::new(PairOptions {
+        disk: "resync-rate 8M; c-plan-ahead 0;".to_owned(),
+        ..PairOptions::default()
+    })?;
+    pair.bring_up()?;
+    pair.adm(Node::Alpha, "primary --force r0")?;
+    pair.wait(Node::Alpha, "SyncSource", |status| status.connection == "SyncSource")?;
+    write(&pair, Node::Alpha, 2, 200)?;
+    pair.wait_healthy()?;
+    verify(&pair, Node::Alpha)?;
+    compare(&pair, Node::Alpha)
+}
+
+fn roles_move() -> Result<()> {
+    let mut pair = pair()?;
+    pair.bring_up_and_sync()?;
+    let mut primary = Node::Alpha;
+    for round in 0..4 {
+        write(&pair, primary, 30 + round, 40)?;
+        compare(&pair, primary)?;
+        pair.adm(primary, "secondary r0")?;
+        primary = primary.other();
+        pair.adm(primary, "primary r0")?;
+        verify(&pair, primary)?;
+    }
+    Ok(())
+}
+
+fn killed_secondary() -> Result<()> {
+    let mut pair = pair()?;
+    pair.bring_up_and_sync()?;
+    write(&pair, Node::Alpha, 4, 40)?;
+    pair.kill(Node::Beta)?;
+    pair.wait(Node::Alpha, "the loss of the peer", |status| status.peer_disk == "DUnknown")?;
+    let mut part = load(5, 60);
+    (part.region, part.sizes) = (Some((8 << 20, 4 << 20)), (4096, 64 << 10));
+    workload::write(&pair.export(Node::Alpha), &journal(&pair), &part)?;
+    let sent = pair.status(Node::Alpha)?;
+    if sent.out_of_sync_kib == 0 || sent.out_of_sync_kib > 4096 {
+        bail!("{} KiB are out of sync after writes to 4096", sent.out_of_sync_kib);
+    }
+    pair.start(Node::Beta)?;
+    pair.adm(Node::Beta, "up r0")?;
+    pair.wait_healthy()?;
+    compare(&pair, Node::Alpha)
+}
+
+/// Runs `during` in the middle of writes that are expected to be torn off by it.
+fn under_writes(pair: &mut Pair, seed: u64, during: impl FnOnce(&mut Pair) -> Result<()>) -> Result<()> {
+    let (target, journal) = (pair.export(Node::Alpha), journal(pair));
+    let writer = std::thread::spawn(move || {
+        let endless = Workload { limit: Some(Duration::from_secs(60)), count: 0, ..load(seed, 0) };
+        workload::write(&target, &journal, &endless)
+    });
+    std::thread::sleep(Duration::from_millis(700));
+    during(pair)?;
+    match writer.join() {
+        Ok(Ok(_)) => bail!("the writer did not notice that its server is gone"),
+        Ok(Err(_)) => Ok(()),
+        Err(_) => bail!("the writer panicked"),
+    }
+}
+
+fn killed_primary() -> Result<()> {
+    let mut pair = pair()?;
+    pair.bring_up_and_sync()?;
+    for seed in 60..64 {
+        under_writes(&mut pair, seed, |pair| pair.kill(Node::Alpha))?;
+        pair.start(Node::Alpha)?;
+        pair.adm(Node::Alpha, "up r0")?;
+        pair.wait_healthy()?;
+        pair.adm(Node::Alpha, "primary r0")?;
+        verify(&pair, Node::Alpha)?;
+        compare(&pair, Node::Alpha)?;
+    }
+    Ok(())
+}
+
+fn failover() -> Result<()> {
+    let mut pair = pair()?;
+    pair.bring_up_and_sync()?;
+    under_writes(&mut pair, 7, |pair| pair.kill(Node::Alpha))?;
+    pair.wait(Node::Beta, "the loss of the peer", |status| status.peer_disk == "DUnknown")?;
+    pair.adm(Node::Beta, "primary r0")?;
+    verify(&pair, Node::Beta)?;
+    write(&pair, Node::Beta, 8, 60)?;
+    pair.start(Node::Alpha)?;
+    pair.adm(Node::Alpha, "up r0")?;
+    pair.wait_healthy()?;
+    compare(&pair, Node::Beta)?;
+    pair.adm(Node::Beta, "secondary r0")?;
+    pair.adm(Node::Alpha, "primary r0")?;
+    verify(&pair, Node::Alpha)
+}
+
+fn secondary_exports_nothing() -> Result<()> {
+    let mut pair = pair()?;
+    pair.bring_up_and_sync()?;
+    Nbd::connect(&pair.socket(Node::Alpha), "r0")?;
+    let Err(error) = Nbd::connect(&pair.socket(Node::Beta), "r0") else { bail!("a Secondary was opened") };
+    let words = format!("{error:#}");
+    if !words.contains("refused") {
+        bail!("no clear refusal but: {words}");
+    }
+    if Nbd::connect(&pair.socket(Node::Alpha), "no-such").is_ok() {
+        bail!("an export that does not exist was opened");
+    }
+    Ok(())
+}
+
+fn authentication() -> Result<()> {
+    let net = "protocol C; connect-int 1; cram-hmac-alg sha1; shared-secret \"two of us\";";
+    let mut pair = Pair::new(PairOptions { net: net.to_owned(), ..PairOptions::default() })?;
+    pair.bring_up_and_sync()?;
+    write(&pair, Node::Alpha, 9, 20)?;
+    compare(&pair, Node::Alpha)
+}
+
+/// Runs a `drbdadm` that must fail with `status` and say `words` on standard error.
+fn refused(pair: &Pair, node: Node, command: &str, status: i32, words: &str) -> Result<()> {
+    let output = pair.try_adm(node, command)?;
+    if output.status != status || !output.stderr.contains(words) {
+        bail!("`{command}` gave {}: {}{}", output.status, output.stdout, output.stderr);
+    }
+    pair.status(node).context("the daemon is gone").map(drop)
+}
+
+fn second_primary() -> Result<()> {
+    let mut pair = pair()?;
+    pair.bring_up_and_sync()?;
+    refused(&pair, Node::Beta, "primary r0", 11, "Multiple primaries not allowed by config")
+}
+
+fn inconsistent_promotion() -> Result<()> {
+    let mut pair = pair()?;
+    pair.bring_up()?;
+    refused(&pair, Node::Alpha, "primary r0", 17, "Need access to UpToDate data")
+}
+
+fn missing_disk() -> Result<()> {
+    let mut pair = pair()?;
+    pair.start(Node::Alpha)?;
+    pair.adm(Node::Alpha, "create-md r0")?;
+    std::fs::remove_file(&pair.side(Node::Alpha).disk)?;
+    let output = pair.try_adm(Node::Alpha, "up r0")?;
+    if output.status == 0 || !output.stderr.contains("No such file or directory") {
+        bail!("`up` without a disk gave {}: {}", output.status, output.stderr);
+    }
+    pair.adm(Node::Alpha, "sh-resources").map(drop)
+}
+
+fn garbage_on_port() -> Result<()> {
+    use std::io::Write as _;
+    let mut pair = pair()?;
+    pair.bring_up_and_sync()?;
+    let addresses = Node::BOTH.map(|node| pair.side(node).own.clone());
+    for round in 0..30_u64 {
+        for address in &addresses {
+            // Refused is fine too: a connected side need not listen.
+            let Ok(mut stream) = std::net::TcpStream::connect(address) else { continue };
+            let mut numbers = workload::Numbers(round);
+            let bytes: Vec<u8> = (0..64).flat_map(|_| numbers.draw().to_be_bytes()).collect();
+            let _torn_off = stream.write_all(&bytes[..1 + (round as usize * 17) % 500]);
+        }
+    }
+    write(&pair, Node::Alpha, 10, 40)?;
+    pair.wait_healthy()?;
+    for node in Node::BOTH {
+        pair.adm(node, "role r0")?;
+    }
+    compare(&pair, Node::Alpha)
+}
