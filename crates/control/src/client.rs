@@ -107,6 +107,14 @@ impl Client {
         &self.stream
     }
 
+    /// Limits how long [`Self::command`] and [`Self::snapshot`] wait for each part of an answer; `None` is for ever.
+    ///
+    /// # Errors
+    /// The socket does not take the limit.
+    pub fn set_answer_timeout(&mut self, timeout: Option<Duration>) -> Result<(), ClientError> {
+        Ok(self.stream.set_read_timeout(timeout)?)
+    }
+
     /// Sends a command and waits for its result.
     ///
     /// # Errors
@@ -147,7 +155,41 @@ impl Client {
         // A timeout of zero would mean "for ever" to the socket.
         let timeout = timeout.map(|time| time.max(Duration::from_millis(1)));
         self.stream.set_read_timeout(timeout)?;
-        match self.receive() {
+        let received = self.receive();
+        Self::stream_message(received)
+    }
+
+    /// An item that has arrived already, or `None` if the socket has to be read.
+    ///
+    /// # Errors
+    /// The daemon sent something that is no message, or one that does not belong here.
+    pub fn buffered_item(&mut self) -> Result<Option<Next>, ClientError> {
+        match self.decoder.next_message()? {
+            Some(message) => Self::stream_message(Ok(message)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads the socket once, for [`Self::buffered_item`]. Waits if nothing is there, so poll the socket first.
+    /// Returns whether the daemon is still there.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn fill(&mut self) -> Result<bool, ClientError> {
+        let mut chunk = vec![0; READ_CHUNK];
+        match self.stream.read(&mut chunk) {
+            Ok(count) => {
+                self.decoder.push(&chunk[..count]);
+                Ok(count > 0)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn stream_message(received: Result<ServerMessage, ClientError>) -> Result<Next, ClientError> {
+        match received {
             Ok(ServerMessage::Stream(item)) => Ok(Next::Item(item)),
             Ok(ServerMessage::End) | Err(ClientError::Closed) => Ok(Next::End),
             Ok(_) => Err(ClientError::Unexpected),
