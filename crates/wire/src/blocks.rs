@@ -5,6 +5,7 @@ use std::fmt;
 use udrbd_units::{Sector, SectorRange};
 
 use crate::cursor::{Put, Reader};
+use crate::dialect::Dialect;
 use crate::error::WireError;
 use crate::flags::DataFlags;
 
@@ -156,14 +157,15 @@ impl BlockRequest {
         SectorRange::new(self.sector, self.size)
     }
 
-    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+    /// A size the answer could not carry is refused: no peer's wish may lead to a packet that cannot be sent.
+    pub(crate) fn decode(reader: &mut Reader<'_>, dialect: Dialect) -> Result<Self, WireError> {
         let request = Self {
             sector: Sector(reader.u64()?),
             block_id: BlockId(reader.u64()?),
             size: reader.u32()?,
             padding: reader.u32()?,
         };
-        check_size(reader, request.sector, request.size, crate::DATA_BYTES_MAX)?;
+        check_size(reader, request.sector, request.size, dialect.data_bytes_max())?;
         Ok(request)
     }
 
@@ -282,6 +284,32 @@ fn check_size(reader: &Reader<'_>, sector: Sector, bytes: u32, maximum: u32) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::Command;
+    use crate::flags::Features;
+
+    #[test]
+    fn sizes_are_whole_sectors_within_the_limit() {
+        let read = |command, size: u32, version| {
+            let structure = [&[0; 16][..], &size.to_be_bytes(), &[0; 4]].concat();
+            let dialect = Dialect { version, features: Features::ALL };
+            BlockRequest::decode(&mut Reader::new(command, &structure), dialect).map(|request| request.size)
+        };
+        for (size, version) in [(512, 101), (1 << 20, 95), (1 << 15, 94)] {
+            assert_eq!(read(Command::DataRequest, size, version), Ok(size));
+        }
+        for (size, version) in
+            [(0, 101), (511, 101), ((1 << 20) + 512, 101), (1 << 31, 101), ((1 << 15) + 512, 94)]
+        {
+            let error = read(Command::ResyncDataRequest, size, version).unwrap_err();
+            assert_eq!(error.to_string(), format!("RSDataRequest: sector: 0s, size: {size}"));
+        }
+        let discard = |size: u32| {
+            let structure = [&[0; 24][..], &size.to_be_bytes()].concat();
+            BlockZero::decode(&mut Reader::new(Command::Trim, &structure)).map(|zero| zero.size)
+        };
+        assert_eq!(discard(128 << 20), Ok(128 << 20));
+        assert!(discard((128 << 20) + 512).is_err() && discard(0).is_err());
+    }
 
     #[test]
     fn sequence_numbers_wrap() {

@@ -45,13 +45,19 @@ impl Dialect {
         SOCKET_BUFFER_BYTES - self.header_bytes()
     }
 
-    /// The largest request one may send, in bytes (wire spec 6.5 and 15.2). What is received may be larger.
+    /// The largest request one should send, in bytes (wire spec 6.5 and 15.2). What is received may be larger.
     pub const fn request_bytes_max(self) -> u32 {
         match self.version {
             0..=94 => 32 << 10,
             95..=99 => 128 << 10,
             _ => 1 << 20,
         }
+    }
+
+    /// The largest block of data that can travel, in bytes: what may be asked for. Below version 95 a header's length
+    /// has 16 bits and 32 KiB is the limit, else 1 MiB, even where less is usual (wire spec 15.2).
+    pub const fn data_bytes_max(self) -> u32 {
+        if self.version < 95 { 32 << 10 } else { crate::DATA_BYTES_MAX }
     }
 
     /// The largest discard one may send, in bytes (wire spec 8.3).

@@ -94,7 +94,7 @@ pub(crate) fn write(to: &mut [u8], command: Command, dialect: Dialect, volume: V
         to[2..4].copy_from_slice(&code);
         to[4..].copy_from_slice(&length.to_be_bytes());
     } else {
-        // What a version may send is small enough: the senders' limit is `Dialect::request_bytes_max`.
+        // What can travel in a version is small enough: the limit is `Dialect::data_bytes_max`.
         assert!(length <= u32::from(u16::MAX), "{} of {length} bytes", command.log_name());
         to[..4].copy_from_slice(&MAGIC_80.to_be_bytes());
         to[4..6].copy_from_slice(&code);

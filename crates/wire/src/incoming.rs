@@ -111,8 +111,7 @@ impl Incoming {
                 (length, 0)
             }
             Command::AuthChallenge => (challenge(length)?, 0),
-            Command::AuthResponse | Command::ConnectionFeatures => (expected.exact(fixed, header.length)?, 0),
-            _ => (exactly(command, fixed, header.length)?, 0),
+            _ => (expected.exact(command, fixed, header.length)?, 0),
         };
         let payload_bytes = payload(command, length, packet_bytes + digest_bytes, reception.dialect)?;
         Ok(Self { command, volume: header.volume, packet_bytes, digest_bytes, payload_bytes })
@@ -138,27 +137,24 @@ impl Expected {
         }
     }
 
-    /// The length of the two handshake packets that have one length only.
-    fn exact(self, features_bytes: usize, length: u32) -> Result<usize, WireError> {
-        match self {
-            Self::AuthResponse(algorithm) if length as usize == algorithm.bytes() => Ok(algorithm.bytes()),
-            Self::AuthResponse(_) => Err(WireError::ResponseSize),
-            _ if length as usize == features_bytes => Ok(features_bytes),
-            _ => Err(WireError::FeaturesLength { received: length }),
+    /// The length of a packet that has one length only.
+    fn exact(self, command: Command, fixed: usize, length: u32) -> Result<usize, WireError> {
+        let fixed = match self {
+            Self::AuthResponse(algorithm) => algorithm.bytes(),
+            _ => fixed,
+        };
+        if length as usize == fixed {
+            return Ok(fixed);
         }
+        Err(match self {
+            Self::AuthResponse(_) => WireError::ResponseSize,
+            Self::Features => WireError::FeaturesLength { received: length },
+            Self::Initial => WireError::NotInitial { code: command.code() },
+            Self::Established(Socket::Meta) => WireError::MetaPacketSize { command, bytes: length },
+            _ if length as usize > fixed => WireError::PayloadNotExpected { command, bytes: length },
+            _ => WireError::packet_size(command, fixed, length as usize),
+        })
     }
-}
-
-/// A length that may only be `fixed`.
-fn exactly(command: Command, fixed: usize, length: u32) -> Result<usize, WireError> {
-    if length as usize == fixed {
-        return Ok(fixed);
-    }
-    Err(match command.socket() {
-        Socket::Meta => WireError::MetaPacketSize { command, bytes: length },
-        Socket::Data if length as usize > fixed => WireError::PayloadNotExpected { command, bytes: length },
-        Socket::Data => WireError::packet_size(command, fixed, length as usize),
-    })
 }
 
 fn at_least(command: Command, minimum: usize, length: usize) -> Result<(), WireError> {

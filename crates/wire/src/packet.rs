@@ -187,8 +187,8 @@ impl Packet {
     /// `volume` is ignored for packets of the connection.
     ///
     /// # Panics
-    /// If digest or payload do not go with this packet, or the payload is larger than the dialect lets one send:
-    /// both are the caller's own doing.
+    /// If digest or payload do not go with this packet, or the payload is larger than can travel
+    /// ([`Dialect::data_bytes_max`]): all of it the caller's own doing.
     pub fn encode(
         &self,
         out: &mut Vec<u8>,
@@ -213,7 +213,7 @@ impl Packet {
         assert!(digest.len() <= crate::DIGEST_BYTES_MAX, "digest of {} bytes", digest.len());
         let (digest_allowed, payload_max, unit) = match self {
             Self::Data(_) | Self::DataReply(_) | Self::ResyncDataReply(_) => {
-                (true, dialect.request_bytes_max(), 512)
+                (true, dialect.data_bytes_max(), 512)
             }
             Self::VerifyReply(_) | Self::ChecksumResyncRequest(_) => (true, 0, 1),
             Self::Bitmap => (false, dialect.bitmap_bytes_max() as u32, 8),
@@ -313,12 +313,14 @@ fn decode_structure(reader: &mut Reader<'_>, dialect: Dialect) -> Result<Packet,
         Command::Zeroes => Packet::Zeroes(BlockZero::decode(reader)?),
         Command::Barrier => Packet::Barrier(Barrier { number: reader.u32()? }),
         Command::UnplugRemote => Packet::UnplugRemote,
-        Command::DataRequest => Packet::DataRequest(BlockRequest::decode(reader)?),
-        Command::ResyncDataRequest => Packet::ResyncDataRequest(BlockRequest::decode(reader)?),
-        Command::ResyncThinRequest => Packet::ResyncThinRequest(BlockRequest::decode(reader)?),
-        Command::ChecksumResyncRequest => Packet::ChecksumResyncRequest(BlockRequest::decode(reader)?),
-        Command::VerifyRequest => Packet::VerifyRequest(BlockRequest::decode(reader)?),
-        Command::VerifyReply => Packet::VerifyReply(BlockRequest::decode(reader)?),
+        Command::DataRequest => Packet::DataRequest(BlockRequest::decode(reader, dialect)?),
+        Command::ResyncDataRequest => Packet::ResyncDataRequest(BlockRequest::decode(reader, dialect)?),
+        Command::ResyncThinRequest => Packet::ResyncThinRequest(BlockRequest::decode(reader, dialect)?),
+        Command::ChecksumResyncRequest => {
+            Packet::ChecksumResyncRequest(BlockRequest::decode(reader, dialect)?)
+        }
+        Command::VerifyRequest => Packet::VerifyRequest(BlockRequest::decode(reader, dialect)?),
+        Command::VerifyReply => Packet::VerifyReply(BlockRequest::decode(reader, dialect)?),
         Command::OutOfSync => Packet::OutOfSync(BlockRange::decode(reader)?),
         Command::ResyncDeallocated => Packet::ResyncDeallocated(BlockRange::decode(reader)?),
         Command::Bitmap => Packet::Bitmap,

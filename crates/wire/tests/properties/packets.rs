@@ -66,7 +66,16 @@ fn algorithm() -> impl Strategy<Value = DigestAlgorithm> {
 /// Everything that goes on the wire for one packet.
 pub(crate) fn sent() -> impl Strategy<Value = Sent> {
     (packet(), dialect(), any::<u16>(), option::of(algorithm()), 0..=2048_usize, any::<u8>()).prop_map(
-        |(packet, dialect, volume, integrity, units, filling)| {
+        |(mut packet, dialect, volume, integrity, units, filling)| {
+            if let Packet::DataRequest(request)
+            | Packet::ResyncDataRequest(request)
+            | Packet::ResyncThinRequest(request)
+            | Packet::ChecksumResyncRequest(request)
+            | Packet::VerifyRequest(request)
+            | Packet::VerifyReply(request) = &mut packet
+            {
+                request.size = request.size.min(dialect.data_bytes_max());
+            }
             let command = packet.command(dialect);
             let digest_bytes = match command {
                 Command::Data | Command::DataReply | Command::ResyncDataReply => integrity,
@@ -75,9 +84,9 @@ pub(crate) fn sent() -> impl Strategy<Value = Sent> {
             };
             let digest = vec![filling; digest_bytes.map_or(0, DigestAlgorithm::bytes)];
             let payload_bytes = match command {
-                Command::Data => (units * 512).min(dialect.request_bytes_max() as usize),
+                Command::Data => (units * 512).min(dialect.data_bytes_max() as usize),
                 Command::DataReply | Command::ResyncDataReply => {
-                    (units * 512).clamp(512, dialect.request_bytes_max() as usize)
+                    (units * 512).clamp(512, dialect.data_bytes_max() as usize)
                 }
                 Command::Bitmap => (units * 8).min(dialect.bitmap_bytes_max()),
                 Command::CompressedBitmap => (units + 1).min(dialect.bitmap_bytes_max() - 1),

@@ -13,9 +13,11 @@ use crate::session::{Received, Session};
 /// The lines of a listing that are packets, by who sent them and in order; and what else the test must know.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
-    /// Connection, socket, header, packet and fields of each line, from A and from B. `None` where lines are left out.
+    /// The connection's number and the line without time and direction, from A and from B.
     pub(crate) lines: [Vec<(usize, String)>; 2],
+    /// How many lines the listing says it leaves out.
     pub(crate) left_out: usize,
+    /// The commands given to the nodes, and other remarks.
     pub(crate) commands: Vec<String>,
 }
 

@@ -86,6 +86,24 @@ fn vectors_encode_to_the_same_bytes() {
     assert!(packets > 5000, "{packets} packets");
 }
 
+#[test]
+fn vectors_digests_are_those_of_the_data() {
+    let mut algorithms = BTreeSet::new();
+    for path in captures() {
+        for received in load(&path).2.iter().flat_map(|session| session.sent.iter().flatten()) {
+            let carries = matches!(
+                received.packet,
+                Packet::Data(_) | Packet::DataReply(_) | Packet::ResyncDataReply(_)
+            );
+            let Some(algorithm) = received.integrity.filter(|_| carries) else { continue };
+            let digest = algorithm.digest(&received.payload);
+            assert_eq!(digest.as_bytes(), received.digest, "{}", path.display());
+            algorithms.insert(algorithm.name());
+        }
+    }
+    assert!(algorithms.contains("sha1") && algorithms.contains("crc32c"), "{algorithms:?}");
+}
+
 /// A bitmap as one node sent it.
 struct Transfer<'a> {
     sender: usize,

@@ -17,6 +17,7 @@ pub(crate) struct Received {
     pub(crate) payload: Vec<u8>,
     pub(crate) bytes: Vec<u8>,
     pub(crate) dialect: Dialect,
+    pub(crate) integrity: Option<DigestAlgorithm>,
 }
 
 /// One TCP connection as packets: `sent[0]` is what A sent, `sent[1]` what B sent.
@@ -99,6 +100,7 @@ fn receive(
             payload: payload.to_vec(),
             bytes: bytes.to_vec(),
             dialect: reception.dialect,
+            integrity: reception.integrity,
             packet: packet.clone(),
         });
         match packet {
