@@ -78,7 +78,7 @@ fn receive(
     let begins = if first_command(rest).is_some() { Dialect::UNNEGOTIATED } else { dialect };
     let mut reception = Reception { dialect: begins, integrity: None };
     while !rest.is_empty() {
-        let header = Header::decode(rest, reception.dialect).unwrap().expect("whole header");
+        let Some(header) = Header::decode(rest, reception.dialect).unwrap() else { break };
         let expected = match Command::from_code(header.code) {
             Some(Command::InitialData | Command::InitialMeta) => Expected::Initial,
             Some(Command::ConnectionFeatures) => Expected::Features,
@@ -89,7 +89,8 @@ fn receive(
         let (incoming, header_bytes) =
             Incoming::decode_header(rest, expected, &reception).unwrap().expect("whole header");
         let total = header_bytes + incoming.small_bytes() + incoming.payload_bytes;
-        let bytes = rest.get(..total).expect("whole packet");
+        // A connection may have died within a packet; that none is missing the listing tells.
+        let Some(bytes) = rest.get(..total) else { break };
         let (structure, tail) = bytes[header_bytes..].split_at(incoming.packet_bytes);
         let (digest, payload) = tail.split_at(incoming.digest_bytes);
         let packet = incoming.decode(structure, reception.dialect).unwrap();
