@@ -5,6 +5,7 @@
 //! it was called by and its arguments, and returns the exit status.
 
 pub mod drbdadm;
+pub mod drbdmeta;
 
 /// Runs the program that `argv[0]` names and returns its exit status.
 ///
@@ -32,6 +33,7 @@ pub fn dispatch(default_program: &str) -> i32 {
 fn run_program(program: &str, called_as: &str, arguments: &[String]) -> Option<i32> {
     match base_name(program) {
         "drbdadm" | "drbdadm-84" => Some(drbdadm::run(called_as, arguments)),
+        "drbdmeta" | "drbdmeta-84" => Some(drbdmeta::run(called_as, arguments)),
         _ => None,
     }
 }

@@ -212,7 +212,7 @@ fn detect_v09(block: &Block, flexible_internal: bool, device: Sector) -> Option<
             superblock.flags |= flag;
         }
     }
-    if peers > 1 {
+    if peers > 1 && superblock.la_size_sect != Sector(0) {
         // The bitmap holds the bits of several peers by turns: of no use as one bitmap.
         superblock.flags |= Flags::FULL_SYNC;
     }
