@@ -3,4 +3,5 @@
 pub mod activity_log;
 pub mod bitmap;
 pub mod intervals;
+pub mod resync_extents;
 pub mod state;
