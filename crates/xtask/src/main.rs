@@ -2,7 +2,12 @@
 //!
 //! `cargo xtask COMMAND` is the one entry point for everything a developer or a build machine runs.
 
+mod bench;
+mod check;
+mod demo;
+mod suites;
 mod vm;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -18,6 +23,20 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Formatting, clippy without a warning, and the project's own rules.
+    Check,
+    /// Every suite: unit, vector and property tests, simulator, pairs, guests.
+    Test(suites::Options),
+    /// A pair on this machine, from nothing to a failover, in about a minute.
+    Demo(demo::Options),
+    /// A udrbd pair beside QEMU's quorum driver and an unreplicated NBD server.
+    Bench(bench::Options),
+    /// The simulator; its own words follow, e.g. `sim --seeds 1000`.
+    Sim {
+        /// Words of the simulator.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Run a command in a guest with a Debian kernel (ublk, the real DRBD) and this machine's root.
     Vm(vm::Options),
 }
@@ -25,6 +44,11 @@ enum Task {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
+        Task::Check => check::run(),
+        Task::Test(options) => suites::run(&options),
+        Task::Demo(options) => demo::run(&options),
+        Task::Bench(options) => bench::run(&options),
+        Task::Sim { words } => suites::simulate(&words),
         Task::Vm(options) => vm::run(&options),
     };
     match result {
