@@ -85,7 +85,8 @@ pub struct ActivityLog {
 impl ActivityLog {
     /// An empty log with `al_extents` slots, raised or lowered to what the ring allows (metadata spec 5.5), whose next
     /// transaction has the number `number`: 0 on a ring that has just been initialised, else one more than the highest
-    /// number in it (metadata spec 5.4).
+    /// number in it (metadata spec 5.4). Another number than 0 on an initialised ring should be a multiple of its blocks:
+    /// `apply-al` forgives a torn first transaction only in the first block (metadata spec 5.10).
     ///
     /// # Panics
     /// If the striping is not valid: an attach has checked it.
