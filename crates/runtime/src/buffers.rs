@@ -146,6 +146,7 @@ pub struct BufferPool {
     free: [u32; ORDERS],
     used_bytes: usize,
     used_bytes_peak: usize,
+    freed: u64,
 }
 
 impl BufferPool {
@@ -175,6 +176,7 @@ impl BufferPool {
             free: [NIL; ORDERS],
             used_bytes: 0,
             used_bytes_peak: 0,
+            freed: 0,
         };
         // The last chunk goes in first, so that allocation starts at the front of the mapping.
         for chunk in (0..chunks).rev() {
@@ -224,6 +226,7 @@ impl BufferPool {
         page.generation = (page.generation + 1) & GENERATION_MASK;
         let order = usize::from(page.order);
         self.used_bytes -= BUFFER_BYTES_MIN << order;
+        self.freed += 1;
         self.merge_free(buffer.page(), order);
     }
 
@@ -281,6 +284,12 @@ impl BufferPool {
     #[must_use]
     pub const fn used_bytes_peak(&self) -> usize {
         self.used_bytes_peak
+    }
+
+    /// How many buffers were ever freed: who found the pool empty tries again when this has changed.
+    #[must_use]
+    pub const fn freed(&self) -> u64 {
+        self.freed
     }
 
     /// Upper limit of all buffers together, in bytes.

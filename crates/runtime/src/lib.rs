@@ -8,6 +8,7 @@
 //! * [`disk`]: backing and metadata devices (block devices or regular files), opened for exclusive use;
 //! * [`socket`]: TCP and unix stream sockets: a gathered send queue and a receive side that places bulk payload
 //!   straight into pool buffers;
+//! * [`nbd`]: the NBD server: a protocol without I/O, and the session that runs it on a ring;
 //! * [`mailbox`]: bounded messages into a thread that waits on a file descriptor;
 //! * [`process`]: scheduling class, memory locking and the other promises a storage process makes.
 //!
@@ -17,7 +18,7 @@
 //!
 //! 1. [`Ring::wait`] submits what was queued and sleeps until something completes or the deadline passes;
 //! 2. every completion goes to its owner by token ([`socket::Stream::handle_receive`],
-//!    [`socket::Stream::handle_writable`], a disk request), in order;
+//!    [`socket::Stream::handle_writable`], [`nbd::Session::handle_receive`], a disk request), in order;
 //! 3. the engine runs; its actions queue disk operations, packets and replies;
 //! 4. [`socket::Stream::flush`] sends everything queued on a socket with one gathered call, and
 //!    [`socket::Stream::arm`] asks for more input.
@@ -25,6 +26,7 @@
 pub mod buffers;
 pub mod disk;
 pub mod mailbox;
+pub mod nbd;
 pub mod process;
 pub mod ring;
 pub mod socket;

@@ -191,6 +191,18 @@ impl<T: Copy + Debug> Stream<T> {
 
     // Receiving
 
+    /// Puts bytes that were read from the socket by somebody else in front of all others. False, and nothing done, if
+    /// they do not fit.
+    pub fn preload(&mut self, ring: &mut Ring<T>, bytes: &[u8]) -> bool {
+        assert!(self.receive.is_none() && self.end == 0, "preloaded after the first receive");
+        if bytes.len() > self.receive_capacity as usize {
+            return false;
+        }
+        self.end = bytes.len() as u32;
+        ring.bytes_mut(self.receive_buffer.slice(0, self.end)).copy_from_slice(bytes);
+        true
+    }
+
     /// Asks for more input, unless a receive is under way. Leave it out to make the peer wait.
     ///
     /// # Panics
