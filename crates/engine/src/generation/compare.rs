@@ -143,8 +143,8 @@ pub struct Comparison {
     pub rule: u8,
     /// What the rule has to say.
     pub note: Option<ComparisonNote>,
-    /// The own set as corrected by rules 34 and 71: where it differs from the set given, it is to be stored and the
-    /// metadata marked dirty.
+    /// The own set as corrected by rules 34 and 71: where it differs from the set given, it is to be stored when the
+    /// resync starts.
     pub own: GenerationSet,
     /// The peer's set as corrected by rules 35 and 51: to be remembered instead of what was received.
     pub peer: GenerationSet,

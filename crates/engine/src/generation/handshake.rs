@@ -117,8 +117,11 @@ pub struct HandshakeDecision {
     pub steps: Vec<Step>,
     /// Where it leads.
     pub outcome: HandshakeOutcome,
-    /// The comparison, with the corrected sets: `comparison.own` is to be stored where it differs from the own set,
-    /// `comparison.peer` to be remembered, whatever the outcome.
+    /// The comparison, with the corrected sets: `comparison.peer` is to be remembered, `comparison.own` to be stored
+    /// where it differs from the own set, but not before the resync starts
+    /// ([`GenerationSet::start_resync_as_source`]). DRBD stores it at once; if the link is lost between rule 34's
+    /// correction and the exchange of bitmaps, it then takes the two nodes for equal although the source has written
+    /// since. Stored late, the next handshake comes to the same decision again.
     pub comparison: Comparison,
 }
 
