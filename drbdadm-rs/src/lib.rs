@@ -6,6 +6,7 @@
 
 pub mod drbdadm;
 pub mod drbdmeta;
+pub mod registry;
 
 /// Runs the program that `argv[0]` names and returns its exit status.
 ///

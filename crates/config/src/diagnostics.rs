@@ -66,6 +66,13 @@ impl Diagnostics {
         self.invalid = true;
     }
 
+    /// Forgets that the configuration is at fault, and looks for conflicts no more: what comes is about running
+    /// settings.
+    pub fn forgive(&mut self) {
+        self.invalid = false;
+        self.lenient = true;
+    }
+
     /// Adds a message and ends the work.
     pub(crate) fn stop(&mut self, message: impl Into<String>) -> Stop {
         self.fault(message);
@@ -89,27 +96,26 @@ impl Diagnostics {
         self.used_in_resource.clear();
     }
 
-    /// Demands that `key` is used once in all files; `what` is the word for it.
-    pub(crate) fn unique(&mut self, what: &str, key: String) {
+    /// Demands that `key` is used once in all files; `what` is the word for it. A second use ends the work.
+    pub(crate) fn unique(&mut self, what: &str, key: String) -> Result<(), Stop> {
         let location = self.location();
         let first = first_use(self.lenient, &mut self.used_anywhere, &key, location);
-        self.report_conflict(what, &key, first);
+        self.refuse_conflict(what, &key, first)
     }
 
-    /// Demands that `key` is used once in this resource.
-    pub(crate) fn unique_in_resource(&mut self, what: &str, key: String) {
+    /// Demands that `key` is used once in this resource. A second use ends the work.
+    pub(crate) fn unique_in_resource(&mut self, what: &str, key: String) -> Result<(), Stop> {
         let location = self.location();
         let first = first_use(self.lenient, &mut self.used_in_resource, &key, location);
-        self.report_conflict(what, &key, first);
+        self.refuse_conflict(what, &key, first)
     }
 
-    fn report_conflict(&mut self, what: &str, key: &str, first: Option<String>) {
-        if let Some(first) = first {
-            let here = self.location();
-            self.fault(format!(
-                "{here}: conflicting use of {what} '{key}' ...\n{first}: {what} '{key}' first used here.\n"
-            ));
-        }
+    fn refuse_conflict(&mut self, what: &str, key: &str, first: Option<String>) -> Result<(), Stop> {
+        let Some(first) = first else { return Ok(()) };
+        let here = self.location();
+        Err(self.stop(format!(
+            "{here}: conflicting use of {what} '{key}' ...\n{first}: {what} '{key}' first used here.\n"
+        )))
     }
 
     /// Where a key was used first, as `FILE:LINE`.

@@ -28,7 +28,13 @@ impl Lexer {
     /// Starts at the first line of a text.
     #[must_use]
     pub fn new(text: Vec<u8>) -> Self {
-        Self { text, position: 0, line: 1 }
+        Self::starting_at(text, 1)
+    }
+
+    /// Starts at another line, for a text that continues another.
+    #[must_use]
+    pub fn starting_at(text: Vec<u8>, line: u32) -> Self {
+        Self { text, position: 0, line }
     }
 
     /// The line of the last token: one more than the newlines passed.

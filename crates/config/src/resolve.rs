@@ -1,6 +1,6 @@
 //! This node's section, the peer's, and what stacked resources stand on (configuration spec 11 and 12).
 
-use crate::diagnostics::Diagnostics;
+use crate::diagnostics::{Diagnostics, Stop};
 use crate::model::{Address, Configuration, Host, HostKind, Resource, Volume, joined_names};
 use crate::number::{NumberError, Unit, parse_number};
 use crate::parser::{compare_volume_sets, is_loopback};
@@ -32,16 +32,19 @@ pub struct PeerChoice<'a> {
 /// Finds the own section of every resource and completes stacked sections (DRBD's `post_parse`).
 ///
 /// With `match_on_proxy` the own section is the one whose proxy runs on this node.
+///
+/// # Errors
+/// A device or address that a stacked section uses is in use elsewhere; the diagnostics say where.
 pub fn resolve(
     configuration: &mut Configuration,
     diagnostics: &mut Diagnostics,
     node: &dyn Node,
     match_on_proxy: bool,
-) {
+) -> Result<(), Stop> {
     let count = configuration.resources.len();
     for index in 0..count {
         if configuration.resources[index].has_stacked_section {
-            bind_stacked_sections(configuration, diagnostics, index);
+            bind_stacked_sections(configuration, diagnostics, index)?;
         }
     }
     for stacked in [false, true] {
@@ -57,6 +60,7 @@ pub fn resolve(
             set_stacked_disks(configuration, diagnostics, node.has_terminal(), index);
         }
     }
+    Ok(())
 }
 
 /// Finds own and peer section in what `drbdsetup show` says.
@@ -69,7 +73,11 @@ pub fn resolve_shown(resource: &mut Resource) {
 }
 
 /// Gives stacked sections the names of the nodes they can be on.
-fn bind_stacked_sections(configuration: &mut Configuration, diagnostics: &mut Diagnostics, index: usize) {
+fn bind_stacked_sections(
+    configuration: &mut Configuration,
+    diagnostics: &mut Diagnostics,
+    index: usize,
+) -> Result<(), Stop> {
     for host_index in 0..configuration.resources[index].hosts.len() {
         let resource = &configuration.resources[index];
         let host = &resource.hosts[host_index];
@@ -88,12 +96,12 @@ fn bind_stacked_sections(configuration: &mut Configuration, diagnostics: &mut Di
             }
             names.extend(lower_host.names.iter().cloned());
             for name in &lower_host.names {
-                check_stacked_devices(diagnostics, name, &host.volumes);
+                check_stacked_devices(diagnostics, name, &host.volumes)?;
             }
         }
         if let Some(address) = host.address.as_ref().filter(|address| is_loopback(&address.address)) {
             for name in &names {
-                diagnostics.unique("IP", format!("{name}:{}:{}", address.address, address.port));
+                diagnostics.unique("IP", format!("{name}:{}:{}", address.address, address.port))?;
             }
         }
         let host = &mut configuration.resources[index].hosts[host_index];
@@ -102,15 +110,17 @@ fn bind_stacked_sections(configuration: &mut Configuration, diagnostics: &mut Di
             *bound = Some(lower);
         }
     }
+    Ok(())
 }
 
-fn check_stacked_devices(diagnostics: &mut Diagnostics, name: &str, volumes: &[Volume]) {
+fn check_stacked_devices(diagnostics: &mut Diagnostics, name: &str, volumes: &[Volume]) -> Result<(), Stop> {
     for volume in volumes {
-        diagnostics.unique("device-minor", format!("device-minor:{name}:{}", volume.minor_or_unknown()));
+        diagnostics.unique("device-minor", format!("device-minor:{name}:{}", volume.minor_or_unknown()))?;
     }
     for device in volumes.iter().filter_map(|volume| volume.device.as_ref()) {
-        diagnostics.unique("device", format!("device:{name}:{device}"));
+        diagnostics.unique("device", format!("device:{name}:{device}"))?;
     }
+    Ok(())
 }
 
 fn set_own_section(

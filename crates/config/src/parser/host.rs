@@ -70,10 +70,10 @@ impl Parser<'_> {
         let key = format!("{}:{}", address.address, address.port);
         if is_loopback(&address.address) {
             for name in names {
-                self.diagnostics.unique("IP", format!("{name}:{key}"));
+                self.diagnostics.unique("IP", format!("{name}:{key}"))?;
             }
         } else {
-            self.diagnostics.unique("IP", key);
+            self.diagnostics.unique("IP", key)?;
         }
         self.expect_punctuation(b';')?;
         Ok(address)
@@ -84,7 +84,7 @@ impl Parser<'_> {
         self.mark_section();
         let line = self.diagnostics.line;
         let address = self.bare_address()?;
-        self.diagnostics.unique("IP", format!("{}:{}", address.address, address.port));
+        self.diagnostics.unique("IP", format!("{}:{}", address.address, address.port))?;
         let name = if address.family == "ipv6" {
             format!("ipv6 [{}]:{}", address.address, address.port)
         } else {
@@ -122,14 +122,14 @@ impl Parser<'_> {
         complete: bool,
     ) -> Result<(), Stop> {
         for name in &host.names {
-            self.diagnostics.unique_in_resource("host section", format!("{}: on {name}", resource.name));
+            self.diagnostics.unique_in_resource("host section", format!("{}: on {name}", resource.name))?;
         }
         if has_body {
             while self.host_statement(&resource.name, &mut host)? {}
         }
-        self.inherit_volumes(&resource.volumes, &mut host);
+        self.inherit_volumes(&resource.volumes, &mut host)?;
         for volume in &host.volumes {
-            self.check_meta_disk(volume, &host.names);
+            self.check_meta_disk(volume, &host.names)?;
         }
         if complete {
             self.check_host_complete(&resource.name, &host);
@@ -154,7 +154,7 @@ impl Parser<'_> {
                     Keyword::Device => "device",
                     _ => "meta-disk",
                 };
-                self.once_per_host(resource_name, &host.names, word, word);
+                self.once_per_host(resource_name, &host.names, word, word)?;
                 let mut volumes = std::mem::take(&mut host.volumes);
                 let volume = self.implicit_volume(&mut volumes);
                 self.volume_statement(volume, &host.names)?;
@@ -162,12 +162,12 @@ impl Parser<'_> {
             }
             Keyword::Address => {
                 self.refuse_second_address(host)?;
-                self.once_per_host(resource_name, &host.names, "address", "address");
+                self.once_per_host(resource_name, &host.names, "address", "address")?;
                 host.address = Some(self.checked_address(&host.names)?);
             }
             Keyword::AlternateLinkAddress => {
                 self.refuse_second_address(host)?;
-                self.once_per_host(resource_name, &host.names, "alt-address", "alt-address");
+                self.once_per_host(resource_name, &host.names, "alt-address", "alt-address")?;
                 host.alternate_address = Some(self.checked_address(&host.names)?);
             }
             Keyword::Proxy => host.proxy = Some(self.proxy_section(&host.names)?),
@@ -198,11 +198,18 @@ impl Parser<'_> {
             .stop(format!("{location}: address statement not allowed for floating {{}} host sections\n")))
     }
 
-    fn once_per_host(&mut self, resource_name: &str, names: &[String], what: &str, key: &str) {
+    fn once_per_host(
+        &mut self,
+        resource_name: &str,
+        names: &[String],
+        what: &str,
+        key: &str,
+    ) -> Result<(), Stop> {
         for name in names {
             self.diagnostics
-                .unique_in_resource(&format!("{what} statement"), format!("{resource_name}:{name}:{key}"));
+                .unique_in_resource(&format!("{what} statement"), format!("{resource_name}:{name}:{key}"))?;
         }
+        Ok(())
     }
 
     /// `proxy on NAMES { }`, its first word already read.
@@ -240,7 +247,7 @@ impl Parser<'_> {
         self.mark_section();
         let line = self.diagnostics.line;
         let lower_name = self.expect_word()?;
-        self.diagnostics.unique("stacked-on-top-of", format!("stacked:{lower_name}"));
+        self.diagnostics.unique("stacked-on-top-of", format!("stacked:{lower_name}"))?;
         let mut host = Host::new(HostKind::Stacked { lower_name, lower: None }, Vec::new(), line);
         self.expect_punctuation(b'{')?;
         loop {
@@ -265,7 +272,7 @@ impl Parser<'_> {
             }
         }
         resource.has_stacked_section = true;
-        self.inherit_volumes(&resource.volumes, &mut host);
+        self.inherit_volumes(&resource.volumes, &mut host)?;
         if host.address.is_none() {
             self.missing_keyword(&resource.name, &host.names, "address");
         }
@@ -274,7 +281,7 @@ impl Parser<'_> {
     }
 
     /// Gives the host what the resource said about volumes so far and the host did not (DRBD's `inherit_volumes`).
-    fn inherit_volumes(&mut self, from: &[Volume], host: &mut Host) {
+    fn inherit_volumes(&mut self, from: &[Volume], host: &mut Host) -> Result<(), Stop> {
         for source in from {
             if !host.volumes.iter().any(|volume| volume.number == source.number) {
                 insert_volume(&mut host.volumes, Volume::new(source.number, source.implicit));
@@ -285,7 +292,7 @@ impl Parser<'_> {
             if let (None, Some(disk)) = (&volume.disk, &source.disk) {
                 volume.disk = Some(disk.clone());
                 for name in &host.names {
-                    self.diagnostics.unique("disk", format!("disk:{name}:{disk}"));
+                    self.diagnostics.unique("disk", format!("disk:{name}:{disk}"))?;
                 }
             }
             if volume.device.is_none() {
@@ -294,7 +301,7 @@ impl Parser<'_> {
             if let (None, Some(minor)) = (volume.minor, source.minor) {
                 volume.minor = Some(minor);
                 for name in &host.names {
-                    self.diagnostics.unique("device-minor", format!("device-minor:{name}:{minor}"));
+                    self.diagnostics.unique("device-minor", format!("device-minor:{name}:{minor}"))?;
                 }
             }
             if volume.meta_disk.is_none() && source.meta_disk.is_some() {
@@ -304,15 +311,19 @@ impl Parser<'_> {
                 }
             }
         }
+        Ok(())
     }
 
     /// External metadata, at its index, belongs to one volume of a host.
-    fn check_meta_disk(&mut self, volume: &Volume, names: &[String]) {
-        let Some(meta_disk) = volume.meta_disk.as_deref().filter(|path| *path != "internal") else { return };
+    fn check_meta_disk(&mut self, volume: &Volume, names: &[String]) -> Result<(), Stop> {
+        let Some(meta_disk) = volume.meta_disk.as_deref().filter(|path| *path != "internal") else {
+            return Ok(());
+        };
         let index = volume.meta_index.as_deref().unwrap_or("");
         for name in names {
-            self.diagnostics.unique("meta-disk", format!("{name}:{meta_disk}[{index}]"));
+            self.diagnostics.unique("meta-disk", format!("{name}:{meta_disk}[{index}]"))?;
         }
+        Ok(())
     }
 
     fn missing_keyword(&mut self, resource_name: &str, names: &[String], keyword: &str) {

@@ -57,10 +57,10 @@ impl<'f> Loader<'f> {
     /// A fault that ends parsing at once. Faults that do not are in the diagnostics.
     pub fn load(&mut self, source: Source) -> Result<(), Stop> {
         let parser = &mut self.parser;
-        parser.lexer = Lexer::new(source.text);
+        // DRBD counts the lines of a second file on from the first.
+        parser.lexer = Lexer::starting_at(source.text, parser.diagnostics.line);
         parser.absolute = source.absolute;
         parser.diagnostics.file.clone_from(&source.name);
-        parser.diagnostics.line = 1;
         let real = parser.files.real_path(&source.directory, &source.name).unwrap_or(source.name);
         parser.seen.insert(real);
         parser.parse_file()
@@ -311,7 +311,7 @@ impl<'f> Parser<'f> {
     /// `global { }`, its word already read (configuration spec 6).
     fn global(&mut self) -> Result<(), Stop> {
         self.mark_statement();
-        self.diagnostics.unique("global section", "global".to_owned());
+        self.diagnostics.unique("global section", "global".to_owned())?;
         if !self.configuration.resources.is_empty() {
             let location = self.token_location();
             self.diagnostics.warn(format!(

@@ -23,7 +23,7 @@ impl Parser<'_> {
     /// A resource after its opening brace. The end of the file closes it as a brace does.
     pub(super) fn resource(&mut self, name: String, context: Context) -> Result<Resource, Stop> {
         self.diagnostics.start_resource();
-        self.diagnostics.unique("resource section", name.clone());
+        self.diagnostics.unique("resource section", name.clone())?;
         let mut resource = Resource {
             name,
             file: self.absolute.clone(),
@@ -57,7 +57,7 @@ impl Parser<'_> {
 
     /// `protocol C;`, 8.3's place for it.
     fn protocol_statement(&mut self, resource: &mut Resource) -> Result<(), Stop> {
-        self.diagnostics.unique_in_resource("protocol statement", format!("{}: protocol", resource.name));
+        self.diagnostics.unique_in_resource("protocol statement", format!("{}: protocol", resource.name))?;
         let mut value = self.expect_word()?;
         self.check_value("protocol", "protocol", &mut value)?;
         resource.net.push(OptionEntry::new("protocol", value));
@@ -85,45 +85,47 @@ impl Parser<'_> {
             Keyword::Floating => self.floating_section(resource),
             Keyword::Disk => self.disk_statement(resource),
             Keyword::Net => {
-                self.once("net", &resource.name);
+                self.once("net", &resource.name)?;
                 self.expect_punctuation(b'{')?;
                 let options = self.net_options(context == Context::Shown)?;
                 resource.net.extend(options);
                 Ok(())
             }
             Keyword::Syncer => {
-                self.once("syncer", &resource.name);
+                self.once("syncer", &resource.name)?;
                 self.expect_punctuation(b'{')?;
                 self.syncer(resource)
             }
             Keyword::Startup => {
-                self.once("startup", &resource.name);
+                self.once("startup", &resource.name)?;
                 self.expect_punctuation(b'{')?;
                 self.startup_options(resource)
             }
             Keyword::Handlers => {
-                self.once("handlers", &resource.name);
+                self.once("handlers", &resource.name)?;
                 self.expect_punctuation(b'{')?;
                 resource.handlers = self.handlers()?;
                 Ok(())
             }
             Keyword::Proxy => {
-                self.once("proxy", &resource.name);
+                self.once("proxy", &resource.name)?;
                 (resource.proxy, resource.proxy_plugins) = self.proxy_options()?;
                 Ok(())
             }
             Keyword::Device | Keyword::MetaDisk | Keyword::FlexibleMetaDisk => {
                 if keyword == Keyword::Device {
                     self.diagnostics
-                        .unique_in_resource("device statement", format!("{}:device", resource.name));
+                        .unique_in_resource("device statement", format!("{}:device", resource.name))?;
                 }
                 let volume = self.implicit_volume(&mut resource.volumes);
                 self.volume_statement(volume, &[]).map(|_| ())
             }
             Keyword::Volume => self.explicit_volume(&mut resource.volumes, &[]),
             Keyword::Options => {
-                self.diagnostics
-                    .unique_in_resource("resource options section", format!("{}:res_options", resource.name));
+                self.diagnostics.unique_in_resource(
+                    "resource options section",
+                    format!("{}:res_options", resource.name),
+                )?;
                 self.expect_punctuation(b'{')?;
                 let options = self.resource_options()?;
                 resource.options.extend(options);
@@ -133,9 +135,9 @@ impl Parser<'_> {
         }
     }
 
-    fn once(&mut self, section: &str, resource_name: &str) {
+    fn once(&mut self, section: &str, resource_name: &str) -> Result<(), Stop> {
         self.diagnostics
-            .unique_in_resource(&format!("{section} section"), format!("{resource_name}:{section}"));
+            .unique_in_resource(&format!("{section} section"), format!("{resource_name}:{section}"))
     }
 
     fn disk_statement(&mut self, resource: &mut Resource) -> Result<(), Stop> {
@@ -146,7 +148,7 @@ impl Parser<'_> {
                 self.expect_punctuation(b';')
             }
             TokenKind::Punctuation(b'{') => {
-                self.once("disk", &resource.name);
+                self.once("disk", &resource.name)?;
                 let options = self.disk_options()?;
                 resource.disk.extend(options);
                 Ok(())

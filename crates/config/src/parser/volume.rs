@@ -137,9 +137,9 @@ impl Parser<'_> {
         }
         for name in names {
             let minor = volume.minor_or_unknown();
-            self.diagnostics.unique("device-minor", format!("device-minor:{name}:{minor}"));
+            self.diagnostics.unique("device-minor", format!("device-minor:{name}:{minor}"))?;
             if let Some(device) = &volume.device {
-                self.diagnostics.unique("device", format!("device:{name}:{device}"));
+                self.diagnostics.unique("device", format!("device:{name}:{device}"))?;
             }
         }
         Ok(())
