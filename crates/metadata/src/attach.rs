@@ -317,3 +317,141 @@ pub fn check_sizes(
         configured_too_large: found.configured_too_large,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fresh(placement: Placement, device: u64) -> (Superblock, Layout) {
+        let layout = Layout::new(placement, Sector(device), Striping::DEFAULT).unwrap();
+        (Superblock::fresh(&layout, 0), layout)
+    }
+
+    fn sizes(backing: u64, metadata: u64) -> Sizes {
+        Sizes {
+            backing: Sector(backing),
+            metadata: Sector(metadata),
+            configured: Sector(0),
+            current: Sector(0),
+            peer: Sector(0),
+        }
+    }
+
+    #[test]
+    fn every_kind_of_fresh_metadata_is_accepted() {
+        for (placement, device) in [
+            (Placement::Internal, 131_072),
+            (Placement::Internal, 204_803),
+            (Placement::FlexibleExternal, 6147),
+            (Placement::Indexed(1), 524_288),
+        ] {
+            let (superblock, layout) = fresh(placement, device);
+            let read = read_superblock(&superblock.encode(), placement, Sector(device), Unclean::Refuse);
+            assert_eq!(read, Ok((superblock.clone(), layout)));
+            let backing = if placement.is_internal() { device } else { 100_000 };
+            let geometry = check_sizes(&superblock, &layout, &sizes(backing, device)).unwrap();
+            assert_eq!((geometry.moved, geometry.size_changed), (false, true));
+            assert_eq!(geometry.size, layout.max_capacity(Sector(backing)));
+        }
+    }
+
+    #[test]
+    fn sizes_are_refused_with_the_codes_of_drbd() {
+        let (mut superblock, layout) = fresh(Placement::Internal, 131_072);
+        let mut wanted = sizes(131_072, 131_072);
+        wanted.configured = Sector(200_000);
+        let error = check_sizes(&superblock, &layout, &wanted).unwrap_err();
+        assert_eq!(error.code(), 111);
+        assert_eq!(error.to_string(), "max capacity 130992 smaller than disk size 200000");
+        wanted.configured = Sector(65_536);
+        superblock.la_size_sect = Sector(130_992);
+        superblock.flags.set(Flags::CONSISTENT, true);
+        let geometry = check_sizes(&superblock, &layout, &wanted).unwrap();
+        assert_eq!((geometry.size, geometry.truncates), (Sector(65_536), true));
+        wanted.configured = Sector(0);
+        wanted.peer = Sector(100_000);
+        assert_eq!(check_sizes(&superblock, &layout, &wanted).unwrap_err().code(), 170);
+
+        let (superblock, layout) = fresh(Placement::FlexibleExternal, 2047);
+        let error = check_sizes(&superblock, &layout, &sizes(100_000, 2047)).unwrap_err();
+        assert_eq!(error.code(), 112);
+        let text =
+            "refusing attach: md-device too small, at least 2048 sectors needed for this meta-disk type";
+        assert_eq!(error.to_string(), text);
+
+        assert_eq!(superblock_place(Placement::Indexed(1), Sector(262_144)).unwrap_err().code(), 118);
+        assert_eq!(superblock_place(Placement::Indexed(1), Sector(524_288)), Ok(Sector(262_144)));
+    }
+
+    #[test]
+    fn striped_slots_are_refused() {
+        let striping = Striping { stripes: 2, stripe_size_4k: 8 };
+        let layout = Layout::new(Placement::Indexed(0), Sector(262_144), striping).unwrap();
+        let block = Superblock::fresh(&layout, 0).encode();
+        let error =
+            read_superblock(&block, Placement::Indexed(0), Sector(262_144), Unclean::Refuse).unwrap_err();
+        let text = "meta data offsets don't make sense: idx=0 al_s=2, al_sz4k=8, al_offset=8, bm_offset=136, \
+                    md_size_sect=262144, la_size=0, md_capacity=262144";
+        assert_eq!(error.to_string(), text);
+    }
+
+    #[test]
+    fn a_bitmap_before_the_device_is_refused() {
+        let (mut superblock, _) = fresh(Placement::Internal, 131_072);
+        superblock.md_size_sect = 80;
+        superblock.bm_offset = -131_072;
+        let block = superblock.encode();
+        let error =
+            read_superblock(&block, Placement::Internal, Sector(131_072), Unclean::Refuse).unwrap_err();
+        assert_eq!(error.code(), 119);
+    }
+
+    #[test]
+    fn a_grown_metadata_device_means_moved() {
+        let (mut superblock, _) = fresh(Placement::FlexibleExternal, 6144);
+        superblock.la_size_sect = Sector(100_000);
+        let (superblock, layout) =
+            read_superblock(&superblock.encode(), Placement::FlexibleExternal, Sector(8192), Unclean::Refuse)
+                .unwrap();
+        let geometry = check_sizes(&superblock, &layout, &sizes(100_000, 8192)).unwrap();
+        assert_eq!((geometry.moved, geometry.size_changed), (true, false));
+        assert_eq!(geometry.layout.md_size_sect, 8192);
+    }
+
+    proptest! {
+        /// A disk says what it likes: what is accepted must lie on the device.
+        #[test]
+        fn accepted_areas_lie_on_the_device(
+            placement in prop_oneof![
+                Just(Placement::Internal),
+                Just(Placement::FlexibleExternal),
+                (0_u32..4).prop_map(Placement::Indexed)
+            ],
+            device in 0_u64..2_000_000,
+            md_size_sect in prop_oneof![Just(262_144_u32), 0_u32..3000, any::<u32>()],
+            al_offset in prop_oneof![Just(8), Just(-64), Just(-72), any::<i32>()],
+            bm_offset in prop_oneof![Just(72), -3000..3000, any::<i32>()],
+            stripes in prop_oneof![Just((1, 8)), Just((3, 3)), any::<(u32, u32)>()],
+            la_size in prop_oneof![Just(0_u64), 0_u64..4_000_000, any::<u64>()],
+        ) {
+            let (mut superblock, _) = fresh(Placement::Internal, 131_072);
+            superblock.md_size_sect = md_size_sect;
+            superblock.al_offset = al_offset;
+            superblock.bm_offset = bm_offset;
+            superblock.al_stripes = stripes.0;
+            superblock.al_stripe_size_4k = stripes.1;
+            superblock.la_size_sect = Sector(la_size);
+            let block = superblock.encode();
+            if let Ok((_, layout)) = read_superblock(&block, placement, Sector(device), Unclean::Refuse) {
+                let end = |start: Sector, sectors: u64| start.0.checked_add(sectors).unwrap();
+                prop_assert!(end(layout.superblock, 8) <= device);
+                prop_assert!(end(layout.al_start(), layout.striping.sectors()) <= device);
+                prop_assert!(end(layout.bitmap_start(), layout.bitmap_sectors()) <= device);
+                prop_assert!(i64::from(bm_offset) + layout.superblock.0 as i64 >= 0);
+                let _ = check_sizes(&superblock, &layout, &sizes(device, device));
+            }
+        }
+    }
+}
