@@ -6,6 +6,8 @@
 
 pub mod drbdadm;
 pub mod drbdmeta;
+pub mod drbdsetup;
+pub mod overview;
 pub mod registry;
 
 /// Runs the program that `argv[0]` names and returns its exit status.
@@ -34,6 +36,8 @@ pub fn dispatch(default_program: &str) -> i32 {
 fn run_program(program: &str, called_as: &str, arguments: &[String]) -> Option<i32> {
     match base_name(program) {
         "drbdadm" | "drbdadm-84" => Some(drbdadm::run(called_as, arguments)),
+        "drbdsetup" | "drbdsetup-84" => Some(drbdsetup::run(called_as, arguments)),
+        "drbd-overview" => Some(overview::run(called_as, arguments)),
         "drbdmeta" | "drbdmeta-84" => Some(drbdmeta::run(called_as, arguments)),
         _ => None,
     }

@@ -4,6 +4,7 @@
 //! in this module is pure formatting: `/proc/drbd`, `drbdsetup status`, `show`, `sh-status`, `show-gi`, `events2`
 //! and the metrics (status spec 2 to 5, 10.1, 12.5).
 
+mod broadcast;
 mod events2;
 mod generations;
 mod metrics;
@@ -16,6 +17,7 @@ mod text;
 mod words;
 mod wrap;
 
+pub use broadcast::{BroadcastPrinter, BroadcastScope};
 pub use events2::{EventLine, EventPrinter, EventStyle};
 pub use generations::{NoGenerations, generations_of, get_gi, show_gi};
 pub use metrics::{DaemonMetrics, metrics};

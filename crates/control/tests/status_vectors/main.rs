@@ -3,6 +3,7 @@
 //! A text shows a snapshot only in part, so each file is its own source; what it does not show stays at a default.
 //! Besides the copies in this project, the tests run over the folder that `UDRBD_EXTRA_VECTORS` names.
 
+mod broadcast;
 mod commands;
 mod events;
 mod proc_file;

@@ -1,0 +1,365 @@
+//! `drbdsetup` against a daemon that answers from a script.
+
+mod daemon;
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use udrbd_control::ReturnCode;
+use udrbd_control::options::{NetOptions, OptionSetting};
+use udrbd_control::protocol::{CommandResult, MetadataIndex, Request, StreamItem};
+use udrbd_control::status::{DeviceSnapshot, NodeSnapshot, ResourceSnapshot};
+use udrbd_units::{ConnectionState, DiskState, Minor, Role, VolumeNumber};
+
+use daemon::Daemon;
+
+/// One pair, connected, seen from the Primary.
+fn healthy() -> NodeSnapshot {
+    let mut resource = ResourceSnapshot::new("r0");
+    let address = |text: &str| text.parse().unwrap();
+    resource.connection.addresses = Some((address("127.0.0.1:7788"), address("127.0.0.1:7789")));
+    resource.connection.options = Some(NetOptions::default());
+    resource.connection.state = ConnectionState::WFReportParams;
+    let mut device = DeviceSnapshot::new(VolumeNumber(0), Minor(0));
+    device.role = Role::Primary;
+    device.peer_role = Role::Secondary;
+    device.connection = ConnectionState::Connected;
+    device.disk = DiskState::UpToDate;
+    device.peer_disk = DiskState::UpToDate;
+    resource.devices.push(device);
+    NodeSnapshot { resources: vec![resource] }
+}
+
+fn drbdsetup(run_directory: &Path, command: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_drbdsetup"))
+        .args(command.split_whitespace())
+        .env("UDRBD_RUN_DIR", run_directory)
+        .env("UDRBD_NO_START", "1")
+        .env("TZ", "UTC")
+        .stdin(Stdio::null())
+        .output()
+        .expect("drbdsetup runs")
+}
+
+/// Checks exit status, standard output and standard error.
+#[track_caller]
+fn check(run_directory: &Path, command: &str, status: i32, stdout: &str, stderr: &str) {
+    let output = drbdsetup(run_directory, command);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), stderr, "{command}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), stdout, "{command}");
+    assert_eq!(output.status.code(), Some(status), "{command}");
+}
+
+/// Checks what a command asks the daemon for.
+#[track_caller]
+fn check_request(command: &str, expected: Request) {
+    let daemon = Daemon::start(healthy());
+    let output = drbdsetup(daemon.directory(), command);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{command}");
+    assert_eq!(output.status.code(), Some(0), "{command}");
+    assert_eq!(daemon.commands(), [expected], "{command}");
+}
+
+#[test]
+fn queries_print_what_the_daemon_knows() {
+    let daemon = Daemon::start(healthy());
+    let run = daemon.directory();
+    check(run, "role 0", 0, "Primary/Secondary\n", "");
+    check(run, "0 role", 0, "Primary/Secondary\n", "");
+    check(run, "cstate /dev/drbd0", 0, "Connected\n", "");
+    check(run, "dstate 0", 0, "UpToDate/UpToDate\n", "");
+    check(
+        run,
+        "status",
+        0,
+        "r0 role:Primary\n  disk:UpToDate\n  peer role:Secondary\n    replication:Established peer-disk:UpToDate\n\n",
+        "",
+    );
+    check(
+        run,
+        "status r0 --color=always",
+        0,
+        "r0 role:\x1b[1;36mPrimary\x1b[0m\n  disk:\x1b[1;32mUpToDate\x1b[0m\n  peer role:Secondary\n    \
+         replication:Established peer-disk:\x1b[32mUpToDate\x1b[0m\n\n",
+        "",
+    );
+    check(run, "get-gi 0", 1, "", "Device has no disk\n");
+}
+
+#[test]
+fn unknown_objects_are_told_as_drbd_tells_them() {
+    let daemon = Daemon::start(healthy());
+    let run = daemon.directory();
+    let unknown =
+        "7: Failure: (127) Device minor not allocated\nadditional info from kernel:\nunknown minor\n";
+    check(run, "role 7", 10, "", unknown);
+    check(run, "show 7", 10, "", unknown);
+    check(run, "status nosuch", 10, "", "nosuch: No such resource\n");
+    check(run, "show nosuch", 20, "", "received netlink error reply: No such device\n");
+    check(run, "sh-status nosuch", 19, "", "");
+    check(run, "role a", 20, "", "Cannot determine minor device number of device 'a'\n");
+    check(run, "wait-connect 7", 20, "", "error determining which timeout to use: minor not available\n");
+    check(run, "events2 --now nosuch", 0, "exists -\n", "");
+}
+
+#[test]
+fn without_a_daemon_nothing_is_configured() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path();
+    check(run, "status", 0, "", "");
+    check(run, "show", 0, "", "");
+    check(run, "sh-status r0", 19, "", "");
+    check(run, "events2 --now", 0, "exists -\n", "");
+    check(run, "down r0", 0, "", "");
+    check(
+        run,
+        "secondary 0",
+        10,
+        "",
+        "0: Failure: (127) Device minor not allocated\nadditional info from kernel:\nunknown minor\n",
+    );
+    check(
+        run,
+        "disconnect 127.0.0.1:1 127.0.0.1:2",
+        10,
+        "",
+        "??: Failure: (162) Invalid configuration request\nadditional info from kernel:\nunknown connection\n",
+    );
+    let output = drbdsetup(run, "new-resource r0");
+    assert_eq!(output.status.code(), Some(20));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.starts_with("could not connect to the daemon at "), "{stderr}");
+    assert!(stderr.ends_with("Make sure that udrbdd is installed and can be started!\n"), "{stderr}");
+}
+
+#[test]
+fn verbs_become_requests() {
+    let minor = Minor(0);
+    check_request("primary 0", Request::Primary { minor, force: false });
+    check_request("primary 0 --overwrite-data-of-peer", Request::Primary { minor, force: true });
+    check_request("primary --force=no 0", Request::Primary { minor, force: false });
+    check_request("detach 0 --for", Request::Detach { minor, force: true });
+    check_request(
+        "verify 0 --start=16M --stop=24M",
+        Request::Verify { minor, start_sector: Some(32768), stop_sector: Some(49152) },
+    );
+    check_request(
+        "resize 0 --size 1G --assume-clean",
+        Request::Resize {
+            minor,
+            size_sectors: Some(2_097_152),
+            assume_peer_has_space: false,
+            assume_clean: true,
+            al_stripes: None,
+            al_stripe_size_kib: None,
+        },
+    );
+    check_request(
+        "new-minor r1 /dev/drbd5 2",
+        Request::NewMinor { resource: "r1".to_owned(), minor: Minor(5), volume: VolumeNumber(2) },
+    );
+    check_request("new-current-uuid 0 --clear-bitmap", Request::NewCurrentUuid { minor, clear_bitmap: true });
+    check_request("invalidate-remote 0", Request::InvalidateRemote { minor });
+    check_request("del-resource r0", Request::DelResource { resource: "r0".to_owned() });
+}
+
+#[test]
+fn attach_takes_regular_files_and_the_options_of_a_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    std::fs::write(&disk, "x").unwrap();
+    let name = disk.display();
+    let daemon = Daemon::start(healthy());
+    let command = format!("attach 0 {name} {name} internal --resync-rate=30M --c-plan-ahead=0 --size=1G");
+    let output = drbdsetup(daemon.directory(), &command);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let commands = daemon.commands();
+    let [Request::Attach { disk: sent, index, options, .. }] = commands.as_slice() else {
+        panic!("{commands:?}")
+    };
+    assert_eq!((sent, *index), (&disk, MetadataIndex::Internal));
+    assert_eq!(options.resync_rate_kib_per_second, 30720);
+    assert_eq!(options.c_plan_ahead_deciseconds, 0);
+    assert_eq!(options.size_sectors, 2_097_152);
+    let run = daemon.directory();
+    let missing = "Can not open device '/nonexistent': No such file or directory\n";
+    check(run, "attach 0 /nonexistent /nonexistent internal", 20, "", missing);
+    check(run, "attach 0 /dev/null /dev/null internal", 20, "", "/dev/null is not a block device!\n");
+    let bad_index = format!("attach 0 {name} {name} sideways");
+    check(run, &bad_index, 20, "", "sideways is not a valid number\n");
+}
+
+#[test]
+fn connect_and_net_options_carry_addresses_and_options() {
+    let daemon = Daemon::start(healthy());
+    let run = daemon.directory();
+    let endpoints = "ipv4:127.0.0.1:7788 ipv4:127.0.0.1:7789";
+    let connect = format!("connect r0 {endpoints} --protocol=A --discard-my-data --dry-run");
+    check(run, &connect, 0, "", "");
+    check(run, &format!("net-options {endpoints} --set-defaults --ping-int=12"), 0, "", "");
+    let commands = daemon.commands();
+    let [
+        Request::Connect { options, discard_my_data, tentative, .. },
+        Request::NetOptions { changes, peer, .. },
+    ] = commands.as_slice()
+    else {
+        panic!("{commands:?}")
+    };
+    assert_eq!(options.protocol.name(), "A");
+    assert!(*discard_my_data && *tentative);
+    assert!(changes.set_defaults);
+    let ping = OptionSetting { name: "ping-int".to_owned(), value: Some("12".to_owned()) };
+    assert_eq!(changes.settings, [ping]);
+    assert_eq!(peer.to_string(), "ipv4:127.0.0.1:7789");
+}
+
+#[test]
+fn mistakes_are_usage_errors() {
+    let daemon = Daemon::start(healthy());
+    let run = daemon.directory();
+    check(run, "primary 0 x y", 20, "", "Excess arguments: x y\n");
+    check(run, "disk-options 0 --fencing=maybe", 20, "", "Option --fencing: invalid argument 'maybe'\n");
+    check(run, "disk-options 0 --resync-rate=fast", 20, "", "fast is not a valid number\n");
+    check(
+        run,
+        "wait-connect 0 --wfc-timeout=300001",
+        20,
+        "",
+        "wfc_timeout => 300001 out of range [0..300000]\n",
+    );
+    for command in
+        ["", "bogus 0", "cstate all", "status --color=bogus", "disk-options 0 --size=1", "role 0 -t"]
+    {
+        let output = drbdsetup(run, command);
+        assert_eq!(output.status.code(), Some(20), "{command}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("USAGE: drbdsetup command"), "{command}");
+    }
+    let missing = drbdsetup(run, "new-minor r0 5");
+    assert_eq!(String::from_utf8_lossy(&missing.stderr), "Missing argument 'volume'\n");
+    assert_eq!(
+        String::from_utf8_lossy(&missing.stdout),
+        "USAGE:\n drbdsetup new-minor {resource} {minor} {volume}\n"
+    );
+    assert!(daemon.commands().is_empty());
+}
+
+#[test]
+fn refusals_print_code_text_and_info_and_set_the_exit_status() {
+    let refuse = |result: CommandResult| Daemon::refusing(healthy(), result);
+    let daemon = refuse(ReturnCode::NoUpToDateDisk.into());
+    check(
+        daemon.directory(),
+        "primary 0",
+        17,
+        "",
+        "0: State change failed: (-2) Need access to UpToDate data\n",
+    );
+    let daemon = refuse(CommandResult::with_info(ReturnCode::DeviceInUse, "failed to demote"));
+    check(
+        daemon.directory(),
+        "down r0",
+        11,
+        "",
+        "r0: State change failed: (-12) Device is held open by someone\nadditional info from kernel:\nfailed to demote\n",
+    );
+    let daemon = refuse(ReturnCode::LowerThanOutdated.into());
+    check(
+        daemon.directory(),
+        "outdate 0",
+        5,
+        "",
+        "0: State change failed: (-16) Disk state is lower than outdated\n",
+    );
+    let daemon = refuse(ReturnCode::NeedAllowTwoPrimaries.into());
+    check(
+        daemon.directory(),
+        "net-options 127.0.0.1:1 127.0.0.1:2 --allow-two-primaries=no",
+        10,
+        "",
+        "??: Failure: (164) Can not clear allow_two_primaries as long as\nthere a primaries on both sides\n",
+    );
+    let daemon = refuse(CommandResult::with_info(ReturnCode::ResourceNotKnown, "unknown resource"));
+    check(daemon.directory(), "down r9", 0, "", "");
+}
+
+#[test]
+fn events2_follows_changes_until_the_daemon_ends() {
+    let before = healthy();
+    let mut after = before.resources[0].clone();
+    after.devices[0].role = Role::Secondary;
+    let change = StreamItem::Resource { time_us: 1_000_000, resource: Box::new(after) };
+    let daemon = Daemon::streaming(before, vec![change]);
+    check(
+        daemon.directory(),
+        "events2 r0",
+        0,
+        "exists resource name:r0 role:Primary suspended:no\n\
+         exists connection name:r0 peer-node-id:0 conn-name:peer connection:Connected role:Secondary\n\
+         exists device name:r0 volume:0 minor:0 disk:UpToDate\n\
+         exists peer-device name:r0 peer-node-id:0 conn-name:peer volume:0 replication:Established \
+         peer-disk:UpToDate resync-suspended:no\n\
+         exists -\n\
+         change resource name:r0 role:Secondary\n",
+        "",
+    );
+    let output = drbdsetup(daemon.directory(), "events2 r0 --timestamps");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.ends_with("1970-01-01T00:00:01.000000+00:00 change resource name:r0 role:Secondary\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn waiting_ends_by_state_or_time() {
+    let daemon = Daemon::start(healthy());
+    check(daemon.directory(), "wait-connect 0", 0, "", "");
+    check(daemon.directory(), "wait-sync 0", 0, "", "");
+    let mut alone = healthy();
+    alone.resources[0].devices[0].connection = ConnectionState::StandAlone;
+    let daemon = Daemon::start(alone);
+    check(daemon.directory(), "wait-connect 0", 0, "", "");
+    let mut waiting = healthy();
+    waiting.resources[0].devices[0].connection = ConnectionState::WFConnection;
+    let mut arrived = waiting.resources[0].clone();
+    arrived.devices[0].connection = ConnectionState::SyncTarget;
+    let item = StreamItem::Resource { time_us: 0, resource: Box::new(arrived) };
+    let daemon = Daemon::holding(waiting.clone(), vec![item]);
+    check(daemon.directory(), "wait-connect 0", 0, "", "");
+    let timeouts = "--wfc-timeout=1 --degr-wfc-timeout=1 --outdated-wfc-timeout=1";
+    check(daemon.directory(), &format!("wait-sync 0 {timeouts}"), 5, "", "");
+    let notes = "degr-wfc-timeout has to be shorter than wfc-timeout\n\
+                 degr-wfc-timeout implicitly set to wfc-timeout (1s)\n\
+                 outdated-wfc-timeout has to be shorter than degr-wfc-timeout\n\
+                 outdated-wfc-timeout implicitly set to degr-wfc-timeout (1s)\n";
+    let daemon = Daemon::holding(waiting, Vec::new());
+    check(daemon.directory(), "wait-connect 0 --wfc-timeout=1", 5, "", notes);
+}
+
+#[test]
+fn usage_vectors() {
+    let daemon = Daemon::start(healthy());
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/status/commands")];
+    if let Some(extra) = std::env::var_os("UDRBD_EXTRA_VECTORS") {
+        folders.push(Path::new(&extra).join("status/commands"));
+    }
+    let mut count = 0;
+    let files = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    for text in files.filter_map(|file| std::fs::read_to_string(file.path()).ok()) {
+        for run in text.split("$ drbdsetup-84 ").skip(1).filter(|run| run.contains("USAGE: ")) {
+            let (command, rest) = run.split_once('\n').unwrap();
+            let (expected, status) = rest.split_once("[rc ").unwrap();
+            let output = drbdsetup(daemon.directory(), command);
+            // Called by another name, the program says that name.
+            let printed =
+                String::from_utf8_lossy(&output.stdout).replace("drbdsetup command", "drbdsetup-84 command");
+            assert_eq!(printed, expected, "{command}");
+            assert_eq!(
+                output.status.code().map(|code| code.to_string()).as_deref(),
+                status.split(']').next()
+            );
+            count += 1;
+        }
+    }
+    assert!(count >= 2, "only {count} runs");
+}
