@@ -86,8 +86,7 @@ fn quoted(rest: &[u8]) -> (TokenKind, usize) {
     let mut characters = 0;
     // The longest broken text so far: one that ends with a backslash or a newline.
     let mut unterminated = 0;
-    loop {
-        let Some(byte) = rest.get(position) else { break };
+    while let Some(byte) = rest.get(position) {
         if *byte == b'"' {
             return (TokenKind::Word, position + 1);
         }

@@ -288,10 +288,10 @@ impl Session<'_> {
             option
         });
         let mut theirs = find_option(running, name);
-        if let Some(run) = theirs {
-            if self.has_default(OptionSet::ATTACH, run)? {
-                theirs = None;
-            }
+        if let Some(run) = theirs
+            && self.has_default(OptionSet::ATTACH, run)?
+        {
+            theirs = None;
         }
         match (own, theirs) {
             (None, None) => Ok(false),

@@ -181,10 +181,7 @@ impl Session<'_> {
     fn load(&mut self) -> Result<(), Exit> {
         let (source, is_input) = self.main_source()?;
         self.file.clone_from(&source.absolute);
-        let test = match self.line.file_to_test.clone() {
-            Some(name) => Some(name),
-            None => None,
-        };
+        let test = self.line.file_to_test.clone();
         let mut loader = Loader::new(self.system.files());
         let mut result = loader.load(source);
         let mut missing = None;
@@ -231,10 +228,10 @@ impl Session<'_> {
             let source = Source { name: file.name, absolute, directory, text: file.text };
             return Ok((source, file.is_input));
         }
-        if self.command.uses_registry {
-            if let Some(source) = self.registered_source(&directory)? {
-                return Ok((source, false));
-            }
+        if self.command.uses_registry
+            && let Some(source) = self.registered_source(&directory)?
+        {
+            return Ok((source, false));
         }
         for name in DEFAULT_FILES {
             if let Some(source) = read_source(self.system.files(), &directory, name) {

@@ -408,10 +408,7 @@ impl<'f> Parser<'f> {
             Some((directory, _)) => directory.to_owned(),
             None => ".".to_owned(),
         };
-        let paths = match self.files.glob(&directory, pattern) {
-            Ok(paths) => paths,
-            Err(_) => return self.include_fault(pattern),
-        };
+        let Ok(paths) = self.files.glob(&directory, pattern) else { return self.include_fault(pattern) };
         if paths.is_empty() && !pattern.contains(['?', '*', '[']) {
             return self.include_fault(pattern);
         }

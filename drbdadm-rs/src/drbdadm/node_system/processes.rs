@@ -49,10 +49,10 @@ fn program(called_as: &str, call: &Call) -> Option<PathBuf> {
     let names = names(call.helper);
     let own = own_directory();
     let beside = || own.as_ref().and_then(|own| names.iter().find_map(|name| executable(own.join(name))));
-    if called_as.contains('/') {
-        if let Some(program) = beside() {
-            return Some(program);
-        }
+    if called_as.contains('/')
+        && let Some(program) = beside()
+    {
+        return Some(program);
     }
     let search_path = std::env::var_os("PATH").unwrap_or_default();
     for directory in std::env::split_paths(&search_path) {

@@ -167,7 +167,7 @@ mod tests {
         assert!(!Typed::default().says_stop(b"no\n"));
         assert!(!Typed::default().says_stop(b"yes"));
         let mut raw = Typed::default();
-        assert!([b"y", b"e", b"s", b"\n"].iter().map(|key| raw.says_stop(*key)).any(|stop| stop));
+        assert!([b"y", b"e", b"s", b"\n"].iter().any(|key| raw.says_stop(*key)));
         let mut interrupts = Typed::default();
         assert!(!interrupts.says_stop(b"\x03\x03"));
         assert!(interrupts.says_stop(b"\x03"));
