@@ -9,18 +9,25 @@
 
 mod query;
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use udrbd_units::Sector;
 
 use crate::Errno;
 use crate::buffers::BufferSlice;
 use crate::ring::{Descriptor, Durability, OperationId, Ring, StorageKind, Zeroing};
+
+/// A handler program being started holds copies of all open files for an instant between fork and exec, and so an
+/// old claim: a refused claim is tried again this often, this far apart.
+const CLAIM_RETRIES: u32 = 5;
+const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 
 /// Whether the page cache is bypassed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -158,26 +165,27 @@ impl Disk {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(path: &Path, options: DiskOptions) -> Result<Self, OpenError> {
+        let mut attempts = 0;
+        loop {
+            match Self::try_open(path, options) {
+                Err(OpenError::InUse { .. }) if attempts < CLAIM_RETRIES => {
+                    attempts += 1;
+                    std::thread::sleep(CLAIM_PAUSE);
+                }
+                decided => return decided,
+            }
+        }
+    }
+
+    fn try_open(path: &Path, options: DiskOptions) -> Result<Self, OpenError> {
         let failed = |action, errno| refusal(path, action, errno);
-        // Looked at before opening: opening some device nodes has effects, and a FIFO would block.
-        let metadata = std::fs::metadata(path).map_err(|error| failed("stat", errno_of(&error)))?;
-        let kind = if metadata.file_type().is_block_device() {
-            StorageKind::BlockDevice
-        } else if metadata.file_type().is_file() {
-            StorageKind::RegularFile
-        } else {
-            return Err(OpenError::NotADisk { path: path.to_owned() });
-        };
+        let (kind, identity) = identify(path)?;
         let wants_direct = options.direct == DirectIo::WhereSupported;
         let (file, direct) = open_file(path, kind, wants_direct, options.inspect_only)
             .map_err(|errno| failed("open", errno))?;
         if kind == StorageKind::RegularFile && !options.inspect_only {
             query::lock_whole_file(file.as_fd()).map_err(|errno| failed("lock", errno))?;
         }
-        let identity = match kind {
-            StorageKind::BlockDevice => DiskIdentity::Device(metadata.rdev()),
-            StorageKind::RegularFile => DiskIdentity::File(metadata.dev(), metadata.ino()),
-        };
         let properties =
             query::properties(&file, kind, direct, identity).map_err(|errno| failed("query", errno))?;
         if kind == StorageKind::BlockDevice && !options.inspect_only {
@@ -241,7 +249,11 @@ impl Disk {
 
     /// Flushes; see [`Ring::sync`].
     pub fn flush<T: Copy + Debug>(&self, ring: &mut Ring<T>, token: T) -> OperationId {
-        ring.sync(&self.file, token)
+        if self.keeps_writes_by_itself() {
+            ring.nothing(&self.file, token)
+        } else {
+            ring.sync(&self.file, token)
+        }
     }
 
     /// Discards or zeroes `bytes` bytes; see [`Ring::zero`].
@@ -283,6 +295,60 @@ impl Disk {
 impl AsFd for Disk {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+/// The disks that are open for more than one resource: metadata devices with several indices.
+///
+/// A claim is exclusive, also within the process, so a second user of the same device must share the first one's.
+#[derive(Debug, Default)]
+pub struct SharedDisks {
+    open: Mutex<HashMap<DiskIdentity, WeakDisk>>,
+}
+
+#[derive(Debug)]
+struct WeakDisk {
+    file: Weak<OwnedFd>,
+    path: Arc<Path>,
+    properties: DiskProperties,
+}
+
+impl SharedDisks {
+    /// Opens a disk, or shares the claim of a disk opened by this function before and still in use.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    pub fn open(&self, path: &Path, options: DiskOptions) -> Result<Disk, OpenError> {
+        // A thread that died while holding the lock left the map whole: every change is one insertion.
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, disk| disk.file.strong_count() > 0);
+        let known = identify(path).ok().and_then(|(_, identity)| {
+            let WeakDisk { file, path, properties } = open.get(&identity)?;
+            Some(Disk { file: file.upgrade()?, path: Arc::clone(path), properties: *properties })
+        });
+        if let Some(disk) = known {
+            return Ok(disk);
+        }
+        let disk = Disk::open(path, options)?;
+        let weak = WeakDisk {
+            file: Arc::downgrade(&disk.file),
+            path: Arc::clone(&disk.path),
+            properties: disk.properties,
+        };
+        open.insert(disk.properties.identity, weak);
+        Ok(disk)
+    }
+}
+
+/// Looks at a path without opening it: opening some device nodes has effects, and a FIFO would block.
+fn identify(path: &Path) -> Result<(StorageKind, DiskIdentity), OpenError> {
+    let metadata = std::fs::metadata(path).map_err(|error| refusal(path, "stat", errno_of(&error)))?;
+    if metadata.file_type().is_block_device() {
+        Ok((StorageKind::BlockDevice, DiskIdentity::Device(metadata.rdev())))
+    } else if metadata.file_type().is_file() {
+        Ok((StorageKind::RegularFile, DiskIdentity::File(metadata.dev(), metadata.ino())))
+    } else {
+        Err(OpenError::NotADisk { path: path.to_owned() })
     }
 }
 

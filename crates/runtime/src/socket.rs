@@ -157,6 +157,14 @@ impl<T: Copy + Debug> Stream<T> {
         crate::process::unacknowledged_bytes(&self.socket)
     }
 
+    /// Bytes the kernel takes before it makes the sender wait, for the congestion rules.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn send_buffer_bytes(&self) -> Result<usize, Errno> {
+        nix::sys::socket::getsockopt(&self.socket, nix::sys::socket::sockopt::SndBuf)
+    }
+
     /// Sends what is queued, as far as the socket has room. To be called once at the end of a turn.
     ///
     /// # Errors

@@ -74,3 +74,116 @@ fn a_disk_on_the_ring_keeps_what_it_was_given() {
         assert!(content[5 * 512..6 * 512].iter().all(|&byte| byte == 9));
     }
 }
+
+#[test]
+fn a_metadata_device_can_be_shared_by_those_who_agree_to() {
+    let file = sparse(1 << 20);
+    let disks = SharedDisks::default();
+    let first = disks.open(file.path(), DiskOptions::default()).unwrap();
+    let second = disks.open(file.path(), DiskOptions::default()).unwrap();
+    assert_eq!(first.properties(), second.properties());
+    drop(first);
+    assert!(Disk::open(file.path(), DiskOptions::default()).is_err(), "the claim is still held");
+    drop(second);
+    let alone = Disk::open(file.path(), DiskOptions::default()).unwrap();
+    assert!(disks.open(file.path(), DiskOptions::default()).is_err(), "somebody else has claimed it");
+    drop(alone);
+    assert!(disks.open(file.path(), DiskOptions::default()).is_ok());
+}
+
+/// A block device on a file, where the machine and the privilege allow one.
+struct LoopDevice {
+    path: PathBuf,
+    _file: tempfile::NamedTempFile,
+}
+
+impl LoopDevice {
+    fn new(bytes: u64, read_only: bool) -> Option<Self> {
+        let file = sparse(bytes);
+        let mut command = std::process::Command::new("losetup");
+        command.args(["--find", "--show"]).args(read_only.then_some("--read-only")).arg(file.path());
+        let output = command.output().ok().filter(|output| output.status.success())?;
+        let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+        Some(Self { path, _file: file })
+    }
+
+    fn setting(&self, name: &str) -> PathBuf {
+        Path::new("/sys/block").join(self.path.file_name().unwrap()).join("queue").join(name)
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").arg("--detach").arg(&self.path).status();
+    }
+}
+
+/// Waits for everything in flight; every result must be a success.
+fn finish(ring: &mut Ring<()>) {
+    let mut completions = Vec::new();
+    while ring.in_flight() > 0 {
+        ring.wait(None, &mut completions).unwrap();
+    }
+    assert!(completions.iter().all(|completion| completion.result.is_ok()), "{completions:?}");
+}
+
+fn small_ring() -> Ring<()> {
+    let pool = PoolOptions { bytes: 2 << 20, lock: false };
+    Ring::new(RingOptions { pool, ..RingOptions::default() }).unwrap()
+}
+
+#[test]
+fn a_block_device_is_claimed_measured_and_discarded() {
+    let Some(device) = LoopDevice::new(8 << 20, false) else {
+        eprintln!("skipped: no loop device can be made here");
+        return;
+    };
+    let disk = Disk::open(&device.path, DiskOptions::default()).unwrap();
+    let properties = *disk.properties();
+    assert_eq!((properties.kind, properties.size), (StorageKind::BlockDevice, Sector(16_384)));
+    assert!(properties.direct && properties.volatile_cache && properties.discard.bytes_max > 0);
+    let second = Disk::open(&device.path, DiskOptions::default());
+    assert!(matches!(second, Err(OpenError::InUse { .. })), "{second:?}");
+    let mut ring = small_ring();
+    let buffer = ring.allocate(1 << 20).unwrap();
+    let all = buffer.slice(0, 1 << 20);
+    for zeroing in [Zeroing::Discard, Zeroing::MayUnmap, Zeroing::KeepAllocated] {
+        ring.bytes_mut(all).fill(7);
+        disk.write(&mut ring, Sector(0), all, Durability::FlushedAndForced, ());
+        finish(&mut ring);
+        disk.zero(&mut ring, Sector(8), 262_144, zeroing, ());
+        finish(&mut ring);
+        disk.read(&mut ring, Sector(0), all, ());
+        finish(&mut ring);
+        for (position, &byte) in ring.bytes(all).iter().enumerate() {
+            assert_eq!(byte == 0, (4096..266_240).contains(&position), "{zeroing:?} at {position}");
+        }
+    }
+}
+
+#[test]
+fn a_device_without_a_cache_needs_no_flush_and_gets_an_answer_all_the_same() {
+    let Some(device) = LoopDevice::new(1 << 20, false) else {
+        eprintln!("skipped: no loop device can be made here");
+        return;
+    };
+    std::fs::write(device.setting("write_cache"), "write through").unwrap();
+    let disk = Disk::open(&device.path, DiskOptions::default()).unwrap();
+    assert!(!disk.properties().volatile_cache);
+    let mut ring = small_ring();
+    disk.flush(&mut ring, ());
+    assert_eq!(ring.in_flight(), 1);
+    finish(&mut ring);
+}
+
+#[test]
+fn a_read_only_device_is_refused_as_such() {
+    let Some(device) = LoopDevice::new(1 << 20, true) else {
+        eprintln!("skipped: no loop device can be made here");
+        return;
+    };
+    let refused = Disk::open(&device.path, DiskOptions::default());
+    assert!(matches!(refused, Err(OpenError::ReadOnly { .. })), "{refused:?}");
+    let look = DiskOptions { inspect_only: true, ..DiskOptions::default() };
+    assert!(Disk::open(&device.path, look).is_ok());
+}

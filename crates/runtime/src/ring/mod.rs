@@ -211,6 +211,11 @@ impl<T: Copy + Debug> Ring<T> {
         self.submit(file, token, Work::Sync)
     }
 
+    /// Completes without doing anything: for a flush of a device that has nothing to flush.
+    pub fn nothing(&mut self, file: &Descriptor, token: T) -> OperationId {
+        self.submit(file, token, Work::Nothing)
+    }
+
     /// Makes `bytes` bytes at `start` read as zeroes. Where the device lacks the asked way, the next slower one
     /// is taken, down to writing zeroes, so that both replicas always end up with the same content.
     pub fn zero(
@@ -360,6 +365,7 @@ impl<T: Copy + Debug> Ring<T> {
                 let flags = if whole { libc::MSG_WAITALL } else { 0 };
                 opcode::Recv::new(fd, pointer, slice.length).flags(flags).build()
             }
+            Work::Nothing => opcode::Nop::new().build(),
             Work::Poll { events } => opcode::PollAdd::new(fd, events).build(),
             Work::Cancel => unreachable!("a cancel is queued by itself"),
         };

@@ -74,12 +74,34 @@ pub(super) fn zero_entry(fd: types::Fd, way: Way, start: u64, bytes: u64) -> squ
 /// What an operation does, and how far it has come.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Work {
-    Read { slice: BufferSlice, start: u64, done: u32 },
-    Write { slice: BufferSlice, start: u64, done: u32, forced: bool, flush_first: bool },
+    Read {
+        slice: BufferSlice,
+        start: u64,
+        done: u32,
+    },
+    Write {
+        slice: BufferSlice,
+        start: u64,
+        done: u32,
+        forced: bool,
+        flush_first: bool,
+    },
     Sync,
-    Zero { way: Way, start: u64, bytes: u64, done: u64 },
-    Receive { slice: BufferSlice, whole: bool },
-    Poll { events: u32 },
+    /// Nothing to do, but to be answered like everything else.
+    Nothing,
+    Zero {
+        way: Way,
+        start: u64,
+        bytes: u64,
+        done: u64,
+    },
+    Receive {
+        slice: BufferSlice,
+        whole: bool,
+    },
+    Poll {
+        events: u32,
+    },
     Cancel,
 }
 
@@ -131,7 +153,7 @@ impl Work {
         match *self {
             Self::Read { slice, .. } | Self::Receive { slice, .. } => Some((slice, KernelAccess::Writes)),
             Self::Write { slice, .. } => Some((slice, KernelAccess::Reads)),
-            Self::Sync | Self::Zero { .. } | Self::Poll { .. } | Self::Cancel => None,
+            Self::Sync | Self::Nothing | Self::Zero { .. } | Self::Poll { .. } | Self::Cancel => None,
         }
     }
 }
