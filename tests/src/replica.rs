@@ -114,14 +114,23 @@ pub fn binaries() -> PathBuf {
     }
 }
 
-/// The binaries as an absolute folder, if all that tests need are there.
+/// The binaries as an absolute folder, if all that a node needs are there.
 ///
 /// # Errors
 ///
 /// A [`crate::machine::Skip`] that says what to build.
 pub fn built_binaries() -> Result<PathBuf> {
+    built(&["udrbdd", "drbdadm", "drbdsetup", "drbdmeta"])
+}
+
+/// As [`built_binaries`], for some of them.
+///
+/// # Errors
+///
+/// As [`built_binaries`].
+pub fn built(names: &[&str]) -> Result<PathBuf> {
     let folder = binaries();
-    for name in ["udrbdd", "drbdadm", "drbdsetup", "drbdmeta"] {
+    for name in names {
         if !folder.join(name).is_file() {
             return Err(skip(format!("{name} is not built (cargo build --release)")));
         }

@@ -25,6 +25,11 @@ const CASES: &[Case] = &[
     Case::new("killed_udrbd_primary_recovers_against_a_kernel_peer", link::killed_primary),
     Case::new("backing_device_moves_from_kernel_to_udrbd_and_back_without_resync", metadata::moves_between),
     Case::new("real_drbdmeta_reads_our_metadata_as_we_do", metadata::dumps_are_equal),
+    Case::new(
+        "our_drbdmeta_reads_the_kernels_metadata_as_the_real_one_does",
+        metadata::kernel_dumps_are_equal,
+    ),
+    Case::new("both_drbdmeta_apply_a_hot_activity_log_alike", metadata::activity_log_is_applied_alike),
     Case::new("kernel_pair_survives_a_power_cut_of_its_primary", power::kernel_pair),
     Case::new("power_cut_kernel_primary_recovers_against_udrbd", power::kernel_primary),
     Case::new("power_cut_udrbd_primary_recovers_against_kernel", power::udrbd_primary),
