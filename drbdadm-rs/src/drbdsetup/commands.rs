@@ -118,18 +118,8 @@ const RESIZE: &[OptionSpec] = &[
 const CONNECT: &[OptionSpec] = &[
     flag("tentative"),
     flag("discard-my-data"),
-    OptionSpec {
-        name: "alternate-address",
-        kind: OptionKind::Text { length_max: 255 },
-        unit: None,
-        changeable: true,
-    },
-    OptionSpec {
-        name: "alternate-peer-address",
-        kind: OptionKind::Text { length_max: 255 },
-        unit: None,
-        changeable: true,
-    },
+    OptionSpec { name: "alternate-address", kind: OptionKind::Address, unit: None, changeable: true },
+    OptionSpec { name: "alternate-peer-address", kind: OptionKind::Address, unit: None, changeable: true },
 ];
 
 const WAIT: &[LongOption] = &[

@@ -68,6 +68,7 @@ fn field_usage(spec: &OptionSpec) -> String {
         OptionKind::Number { min, max, .. } => format!("[--{name}=({min} ... {max})]"),
         OptionKind::Flag => format!("[--{name}={{yes|no}}]"),
         OptionKind::Text { .. } => format!("[--{name}=<str>]"),
+        OptionKind::Address => format!("[--{name}=[{{af}}:]{{local_addr}}[:{{port}}]]"),
         OptionKind::Word { words, .. } => format!("[--{name}={{{}}}]", words.join("|")),
     }
 }
@@ -127,6 +128,7 @@ fn xml_of_field(command: &Command, spec: &OptionSpec) -> String {
         }
         OptionKind::Flag => ("boolean", format!("\t\t<default>{default}</default>\n")),
         OptionKind::Text { .. } => ("string", String::new()),
+        OptionKind::Address => ("address", String::new()),
         OptionKind::Word { words, .. } => {
             let mut content = String::new();
             for word in words {

@@ -16,7 +16,7 @@ use daemon::Daemon;
 /// One pair, connected, seen from the Primary.
 fn healthy() -> NodeSnapshot {
     let mut resource = ResourceSnapshot::new("r0");
-    let address = |text: &str| text.parse().unwrap();
+    let address = |text: &str| text.parse().expect("an address");
     resource.connection.addresses = Some((address("127.0.0.1:7788"), address("127.0.0.1:7789")));
     resource.connection.options = Some(NetOptions::default());
     resource.connection.state = ConnectionState::WFReportParams;
@@ -336,15 +336,46 @@ fn waiting_ends_by_state_or_time() {
     check(daemon.directory(), "wait-connect 0 --wfc-timeout=1", 5, "", notes);
 }
 
+/// The folders of `part` in the project and, if it is named, in the extra vectors.
+fn folders(part: &str) -> Vec<std::path::PathBuf> {
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/status").join(part)];
+    if let Some(extra) = std::env::var_os("UDRBD_EXTRA_VECTORS") {
+        folders.push(Path::new(&extra).join("status").join(part));
+    }
+    folders
+}
+
+#[test]
+fn command_usage_vectors() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    for verb in ["help", "xml-help"] {
+        let files =
+            folders("usage").into_iter().filter_map(|folder| std::fs::read_dir(folder.join(verb)).ok());
+        for file in files.flatten().flatten() {
+            let command = file.file_name().to_string_lossy().into_owned();
+            let expected = std::fs::read_to_string(file.path()).unwrap();
+            let output = drbdsetup(folder.path(), &format!("{verb} {command}"));
+            let printed = String::from_utf8_lossy(&output.stdout).replace(" drbdsetup ", " drbdsetup-84 ");
+            // Another name moves the places where lines break.
+            let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            assert_eq!(words(&printed), words(&expected), "{verb} {command}");
+            assert_eq!(output.status.code(), Some(0));
+            count += 1;
+        }
+    }
+    assert!(count >= 76, "only {count} files");
+}
+
 #[test]
 fn usage_vectors() {
     let daemon = Daemon::start(healthy());
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/status/commands")];
-    if let Some(extra) = std::env::var_os("UDRBD_EXTRA_VECTORS") {
-        folders.push(Path::new(&extra).join("status/commands"));
-    }
     let mut count = 0;
-    let files = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    let files = folders("commands")
+        .into_iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flatten()
+        .flatten();
     for text in files.filter_map(|file| std::fs::read_to_string(file.path()).ok()) {
         for run in text.split("$ drbdsetup-84 ").skip(1).filter(|run| run.contains("USAGE: ")) {
             let (command, rest) = run.split_once('\n').unwrap();

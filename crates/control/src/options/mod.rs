@@ -40,6 +40,8 @@ pub enum OptionKind {
         /// The greatest length in bytes.
         length_max: usize,
     },
+    /// An address.
+    Address,
     /// One of these words.
     Word {
         /// The words, in DRBD's order.

@@ -271,12 +271,12 @@ words! {
         Disconnect = "disconnect",
         /// As without a Primary if the victim is the Secondary, else disconnect.
         Consensus = "consensus",
-        /// As without a Primary, whatever the roles.
-        ViolentlyAs0p = "violently-as0p",
         /// Discard the Secondary's data.
         DiscardSecondary = "discard-secondary",
         /// As without a Primary; call the handler `pri-lost-after-sb` on a Primary that loses.
         CallPriLostAfterSb = "call-pri-lost-after-sb",
+        /// As without a Primary, whatever the roles.
+        ViolentlyAs0p = "violently-as0p",
     }
 }
 
@@ -286,10 +286,10 @@ words! {
         /// Drop the connection.
         #[default]
         Disconnect = "disconnect",
-        /// As without a Primary, whatever the roles.
-        ViolentlyAs0p = "violently-as0p",
         /// As without a Primary; call the handler `pri-lost-after-sb` on a Primary that loses.
         CallPriLostAfterSb = "call-pri-lost-after-sb",
+        /// As without a Primary, whatever the roles.
+        ViolentlyAs0p = "violently-as0p",
     }
 }
 
@@ -299,10 +299,10 @@ words! {
         /// Drop the connection.
         #[default]
         Disconnect = "disconnect",
-        /// Sync anyway.
-        Violently = "violently",
         /// Call the handler `pri-lost`.
         CallPriLost = "call-pri-lost",
+        /// Sync anyway.
+        Violently = "violently",
     }
 }
 
