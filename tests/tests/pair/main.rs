@@ -23,6 +23,8 @@ const CASES: &[Case] = &[
     Case::new("a_second_primary_is_refused_in_drbd_words", second_primary),
     Case::new("an_inconsistent_disk_is_not_promoted_without_force", inconsistent_promotion),
     Case::new("a_missing_backing_file_is_a_clear_error", missing_disk),
+    Case::new("a_configuration_that_does_not_parse_changes_nothing", bad_configuration),
+    Case::new("a_terabyte_costs_no_more_memory_than_its_bitmap", memory_of_a_terabyte),
     Case::new("garbage_on_the_port_leaves_the_daemon_up", garbage_on_port),
 ];
 
@@ -250,4 +252,35 @@ fn garbage_on_port() -> Result<()> {
         pair.adm(node, "role r0")?;
     }
     compare(&pair, Node::Alpha)
+}
+
+fn bad_configuration() -> Result<()> {
+    let mut pair = pair()?;
+    pair.bring_up_and_sync()?;
+    let good = std::fs::read_to_string(pair.config())?;
+    std::fs::write(pair.config(), good.replace("protocol C;", "protocol C"))?;
+    let output = pair.try_adm(Node::Alpha, "down r0")?;
+    if output.status != 10 || !output.stderr.contains("drbd.conf:4: Parse error") {
+        bail!("a bad configuration gave {}: {}", output.status, output.stderr);
+    }
+    std::fs::write(pair.config(), good)?;
+    pair.wait_healthy()
+}
+
+/// 32 KiB per GiB for the bitmap and at most 48 MiB for everything else of the resource.
+fn memory_of_a_terabyte() -> Result<()> {
+    let mut pair = Pair::new(PairOptions { disk_bytes: 1 << 40, ..PairOptions::default() })?;
+    pair.start(Node::Alpha)?;
+    pair.adm(Node::Alpha, "create-md r0")?;
+    pair.adm(Node::Alpha, "up r0")?;
+    pair.wait(Node::Alpha, "an attached disk", |status| status.disk == "Inconsistent")?;
+    let id = pair.daemon_id(Node::Alpha).context("the daemon is gone")?;
+    let text = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let resident_kib: u64 = line.split_whitespace().next().context("no VmRSS")?.parse()?;
+    let limit_kib = 32 * 1024 + 48 * 1024;
+    if resident_kib > limit_kib {
+        bail!("{resident_kib} KiB are resident, more than {limit_kib}");
+    }
+    Ok(())
 }
