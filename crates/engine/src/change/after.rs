@@ -1,0 +1,242 @@
+//! What follows from a change of state, in DRBD's order (states spec 5).
+
+use udrbd_units::{ConnectionState, DiskState, Role};
+
+use crate::Engine;
+use crate::interface::Handler;
+use crate::state::{VolumeState, contact_to_peers_data_lost, state_range};
+
+/// A change of which the consequences are still to be drawn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum After {
+    /// Of a volume.
+    Volume { index: usize, old: VolumeState, new: VolumeState },
+    /// Of the connection.
+    Connection { old: ConnectionState, new: ConnectionState },
+}
+
+const fn lacks_data(state: VolumeState) -> bool {
+    matches!(state.role, Role::Primary)
+        && (state.disk as u8) < DiskState::UpToDate as u8
+        && (state.peer_disk as u8) < DiskState::UpToDate as u8
+}
+
+impl Engine {
+    /// Draws the consequences of all changes, in their order. Returns whether there were any.
+    pub(crate) fn run_after(&mut self) -> bool {
+        let mut progress = false;
+        while let Some(after) = self.after.pop_front() {
+            progress = true;
+            match after {
+                After::Volume { index, old, new } => self.after_volume(index, old, new),
+                After::Connection { old, new } => self.after_connection(old, new),
+            }
+        }
+        progress
+    }
+
+    fn after_volume(&mut self, index: usize, old: VolumeState, new: VolumeState) {
+        let both_good =
+            |state: VolumeState| state.disk == DiskState::UpToDate && state.peer_disk == DiskState::UpToDate;
+        if !both_good(old) && both_good(new) {
+            self.volumes[index].flags.crashed_primary = false;
+            if let Some(peer) = &mut self.volumes[index].peer_generations {
+                peer.flags &= !crate::volume::uuid_flag::CRASHED_PRIMARY;
+            }
+        }
+        if lacks_data(new) && !lacks_data(old) {
+            self.run_handler(Handler::PriOnInconDegr, Some(index));
+        }
+        self.thaw_after(old, new);
+        self.resync_source_starts(index, old, new);
+        if old.peer_disk == DiskState::Diskless
+            && new.peer_disk > DiskState::Diskless
+            && new.peer_disk != DiskState::Unknown
+        {
+            self.send_uuids(index, 0);
+            self.send_state_word(index, new);
+        }
+        if old.connection != ConnectionState::WFBitMapS && new.connection == ConnectionState::WFBitMapS {
+            self.begin_sending_bitmap(index);
+        }
+        self.peer_data_lost(index, old, new);
+        self.demoted(index, old, new);
+        self.tell_peer_of_change(index, old, new);
+        self.disk_goes(index, old, new);
+        self.resync_ends(index, old, new);
+    }
+
+    /// A5 and A6: data are accessible again, or the peer is back (states spec 5.1).
+    fn thaw_after(&mut self, old: VolumeState, new: VolumeState) {
+        let lowest_connection =
+            self.volume_states().map(|state| state.connection).min().unwrap_or(ConnectionState::StandAlone);
+        let lowest_disk = self.volume_states().map(|state| state.disk).min().unwrap_or(DiskState::Diskless);
+        if new.suspension.no_data && self.suspension.no_data {
+            let reconnected = old.connection < ConnectionState::Connected
+                && lowest_connection >= ConnectionState::Connected;
+            let reattached = matches!(old.disk, DiskState::Attaching | DiskState::Negotiating)
+                && lowest_disk == DiskState::UpToDate;
+            if reattached || reconnected {
+                self.suspension.no_data = false;
+                if reattached {
+                    self.transfer_log_restart_disk();
+                } else {
+                    self.transfer_log_resend();
+                }
+                self.complete_held();
+                self.state_changed();
+            }
+        }
+        if new.suspension.fencing
+            && self.suspension.fencing
+            && lowest_connection >= ConnectionState::Connected
+        {
+            for volume in &mut self.volumes {
+                volume.flags.new_current_due = false;
+            }
+            self.suspension.fencing = false;
+            self.transfer_log_resend();
+            self.complete_held();
+            self.state_changed();
+        }
+    }
+
+    /// A10 and A11: the peer's data can no longer follow, so the data here are a new generation.
+    fn peer_data_lost(&mut self, index: usize, old: VolumeState, new: VolumeState) {
+        let Some(set) = self.generations(index) else { return };
+        if !self.volumes[index].has_disk() || set.bitmap.is_some() || new.disk < DiskState::UpToDate {
+            return;
+        }
+        let somebody_primary = new.role == Role::Primary || new.peer == Role::Primary;
+        let lost = contact_to_peers_data_lost(old.peer_disk, new.peer_disk) && somebody_primary;
+        let diskless_promoted =
+            new.peer_disk < DiskState::Inconsistent && old.peer != Role::Primary && new.peer == Role::Primary;
+        if !lost && !diskless_promoted {
+            return;
+        }
+        if lost && self.suspension.any() {
+            self.volumes[index].flags.new_current_due = true;
+            return;
+        }
+        self.new_current_generation(index);
+        self.send_uuids(index, 0);
+    }
+
+    /// A12 and A13: a role was given up, so the bitmap is written before the superblock says so.
+    fn demoted(&mut self, index: usize, old: VolumeState, new: VolumeState) {
+        let diskless_peer = new.peer_disk < DiskState::Inconsistent
+            && old.peer == Role::Primary
+            && new.peer == Role::Secondary;
+        let here = old.role == Role::Primary
+            && new.role == Role::Secondary
+            && self.volumes[index].state.connection <= ConnectionState::Connected;
+        if (diskless_peer || here) && self.volumes[index].has_disk() {
+            self.write_changed_pages_before_superblock(index);
+        }
+    }
+
+    /// A14 to A18, A22, A25, A26: the peer learns of the change.
+    fn tell_peer_of_change(&mut self, index: usize, old: VolumeState, new: VolumeState) {
+        use ConnectionState::{Ahead, Connected, SyncSource, VerifyS, WFReportParams};
+        let connected = new.connection >= Connected;
+        let version = self.connection.dialect.version;
+        if connected && old.disk == DiskState::Attaching && new.disk == DiskState::Negotiating {
+            self.send_sizes(index, false, 0);
+            self.send_uuids(index, 0);
+            self.send_state_word(index, new);
+        }
+        if connected && (old.after_isp != new.after_isp || old.user_isp != new.user_isp) {
+            self.send_state_word(index, new);
+        }
+        let handshake_over = old.connection == WFReportParams && connected;
+        let went_ahead = old.connection != Ahead && new.connection == Ahead;
+        if handshake_over || went_ahead {
+            self.send_state_word(index, new);
+        }
+        let starting =
+            matches!(new.connection, ConnectionState::StartingSyncS | ConnectionState::StartingSyncT);
+        if starting && old.connection != new.connection {
+            self.begin_full_sync(index);
+        }
+        if old.disk == DiskState::UpToDate && new.disk == DiskState::Inconsistent && connected {
+            self.send_state_word(index, new);
+        }
+        if old.disk < DiskState::UpToDate && old.connection >= SyncSource && new.connection == Connected {
+            self.send_state_word(index, new);
+        }
+        if old.connection == VerifyS && new.connection == Connected && version >= 97 && version != 100 {
+            self.send_state_word(index, new);
+        }
+    }
+
+    /// A20 and A21: the way from Failed to Diskless.
+    fn disk_goes(&mut self, index: usize, old: VolumeState, new: VolumeState) {
+        let connected = new.connection >= ConnectionState::Connected;
+        if old.disk != DiskState::Failed && new.disk == DiskState::Failed {
+            let flags = self.volumes[index].flags;
+            let policy = self.volumes[index].disk.as_ref().map(|disk| disk.options.on_io_error);
+            if flags.was_io_error && policy == Some(crate::interface::OnIoError::CallLocalIoError) {
+                self.run_handler(Handler::LocalIoError, Some(index));
+            }
+            if connected {
+                self.send_state_word(index, new);
+            }
+            if let Some(disk) = &mut self.volumes[index].disk {
+                disk.extents.cancel_all();
+            }
+            self.run_activity_log(index);
+        }
+        if old.disk != DiskState::Diskless && new.disk == DiskState::Diskless && connected {
+            self.send_state_word(index, new);
+        }
+    }
+
+    /// A23, A24, A27 and what follows from the end of background work.
+    fn resync_ends(&mut self, index: usize, old: VolumeState, new: VolumeState) {
+        use ConnectionState::{Ahead, Connected};
+        let negotiated = new.disk > DiskState::Negotiating && new.peer_disk > DiskState::Negotiating;
+        if negotiated
+            && std::mem::take(&mut self.volumes[index].flags.resync_after_negotiating)
+            && new.connection == Connected
+        {
+            self.resync_after_grow(index);
+        }
+        let was_syncing = old.connection > Connected && old.connection < Ahead;
+        let over = new.connection == Connected || new.connection >= Ahead;
+        if was_syncing && over && self.volumes[index].has_disk() {
+            self.write_changed_pages(index);
+        }
+        if old.connection >= Connected && new.connection < Connected {
+            self.volumes[index].resync.stop();
+        }
+    }
+
+    fn after_connection(&mut self, old: ConnectionState, new: ConnectionState) {
+        use ConnectionState::{Disconnecting, StandAlone, Unconnected};
+        if new == Unconnected && old <= Unconnected {
+            self.start_connecting();
+        }
+        if old == Disconnecting && new == StandAlone {
+            self.connection.forget_configuration();
+        }
+        self.fencing_succeeded();
+        self.attention = true;
+    }
+
+    /// The peer is fenced: what was frozen goes on, as a new generation (states spec 5.2.4).
+    pub(crate) fn fencing_succeeded(&mut self) {
+        let range = state_range(self.connection.state, self.suspension, self.volume_states());
+        if !self.suspension.fencing || range.highest.peer_disk > DiskState::Outdated {
+            return;
+        }
+        for index in 0..self.volumes.len() {
+            if std::mem::take(&mut self.volumes[index].flags.new_current_due) {
+                self.new_current_generation(index);
+            }
+        }
+        self.suspension.fencing = false;
+        self.connection.lost_log_pending = true;
+        self.complete_held();
+        self.state_changed();
+    }
+}

@@ -1,0 +1,100 @@
+//! Changes the peer has to agree to (states spec 4).
+
+use crate::Engine;
+use crate::change::Verbosity;
+use crate::interface::Level;
+use crate::state::{
+    Enforcement, RequestPlan, StateChangeResult as Code, StateRequest, VolumeState, plan_request,
+    request_outcome_while_waiting,
+};
+
+/// A request for a change of one volume, from the wish to the verdict: `drbd_request_state`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceRequest {
+    index: usize,
+    request: StateRequest,
+    verbosity: Verbosity,
+    asked: bool,
+    holds_lock: bool,
+}
+
+impl DeviceRequest {
+    pub(crate) const fn new(index: usize, request: StateRequest, verbosity: Verbosity) -> Self {
+        Self { index, request, verbosity, asked: false, holds_lock: false }
+    }
+}
+
+impl Engine {
+    /// Takes a request further; the verdict, once there is one. A transient refusal is tried again later.
+    pub(crate) fn poll_request(&mut self, request: &mut DeviceRequest) -> Option<Code> {
+        let index = request.index;
+        if !request.holds_lock {
+            if self.volumes[index].state_locked {
+                return None;
+            }
+            self.volumes[index].state_locked = true;
+            request.holds_lock = true;
+        }
+        let code = self.step_request(request);
+        if code.is_some() {
+            self.volumes[index].state_locked = false;
+            request.holds_lock = false;
+            self.attention |= code != Some(Code::InTransientState);
+        }
+        code.filter(|code| *code != Code::InTransientState)
+    }
+
+    fn step_request(&mut self, request: &mut DeviceRequest) -> Option<Code> {
+        let index = request.index;
+        let old = VolumeState { suspension: self.suspension, ..self.volumes[index].state };
+        let wanted = request.request.apply(old);
+        let context = self.context(index);
+        if request.asked {
+            let answer = self.volumes[index].change_reply.take();
+            let outcome = match answer {
+                Some(code) if code >= Code::Success.code() => Some(Code::ClusterWideSuccess),
+                Some(code) => {
+                    let text = crate::state::result_text(code);
+                    let line = format!("Requested state change failed by peer: {text} ({code})");
+                    self.say(Level::Error, Some(index), line);
+                    Some(Code::ClusterWideFailedByPeer)
+                }
+                None => request_outcome_while_waiting(old, wanted, &context),
+            };
+            return outcome.map(|code| {
+                request.asked = false;
+                if code.is_success() {
+                    self.settle_request(request)
+                } else {
+                    self.refuse_request(request, code)
+                }
+            });
+        }
+        match plan_request(old, wanted, &context) {
+            Ok(RequestPlan::Local) => Some(self.settle_request(request)),
+            Ok(RequestPlan::AskPeer) => {
+                request.asked = true;
+                self.volumes[index].change_reply = None;
+                self.send_change_request(Some(index), request.request);
+                if self.connection.is_established() { None } else { Some(Code::ClusterWideFailedByPeer) }
+            }
+            Err(refusal) => {
+                if request.verbosity == Verbosity::Verbose {
+                    self.log_refusal(index, &refusal);
+                }
+                Some(refusal.code)
+            }
+        }
+    }
+
+    fn settle_request(&mut self, request: &DeviceRequest) -> Code {
+        self.change_volume(request.index, request.request, Enforcement::Soft, request.verbosity)
+    }
+
+    fn refuse_request(&mut self, request: &DeviceRequest, code: Code) -> Code {
+        if request.verbosity == Verbosity::Verbose && code != Code::InTransientState {
+            self.say(Level::Error, Some(request.index), format!("State change failed: {}", code.text()));
+        }
+        code
+    }
+}

@@ -1,0 +1,246 @@
+//! The peer's state, and the decision about the data that follows from it (states spec 6.4 and 10).
+
+use udrbd_units::{ConnectionState, DiskState, Role};
+
+use super::parameters::Verdict;
+use crate::Engine;
+use crate::change::Verbosity;
+use crate::generation::{
+    GenerationSet, HandshakeFacts, HandshakeOutcome, PeerFlags, PeerGeneration, ResyncPolicies, Step,
+    handshake, handshake_after_demotion,
+};
+use crate::interface::Level;
+use crate::state::{Enforcement, StateRequest, VolumeState, resync_should_be_considered};
+use crate::volume::uuid_flag;
+
+/// What the handshake means for the state.
+enum Handshaken {
+    Connection(ConnectionState),
+    Refused,
+}
+
+impl Engine {
+    /// P_STATE.
+    pub(crate) fn state_received(&mut self, index: usize, received: VolumeState) -> Verdict {
+        use ConnectionState as C;
+        self.volumes[index].peer_seen = true;
+        let mut peer_disk = self.real_peer_disk(index, received);
+        let old = VolumeState { suspension: self.suspension, ..self.volumes[index].state };
+        if old.connection <= C::TearDown {
+            return Verdict::Reconnect;
+        }
+        if self.finishes_resync(index, old, received, &mut peer_disk) {
+            return Verdict::Good;
+        }
+        if old.peer_disk == DiskState::UpToDate
+            && peer_disk == DiskState::Inconsistent
+            && old.connection == C::Connected
+            && received.connection > C::SyncSource
+        {
+            peer_disk = DiskState::UpToDate;
+        }
+        let mut connection = if old.connection == C::WFReportParams { C::Connected } else { old.connection };
+        if received.connection == C::Ahead {
+            connection = C::Behind;
+        }
+        let mut received_disk = received.disk;
+        if self.volumes[index].peer_generations.is_some()
+            && resync_should_be_considered(old, received, self.volumes[index].flags.consider_resync)
+        {
+            match self.decide_resync(index, received.role, peer_disk) {
+                Handshaken::Connection(decided) => connection = decided,
+                Handshaken::Refused if old.disk == DiskState::Negotiating => {
+                    connection = C::Connected;
+                    self.force_state(index, StateRequest::disk(DiskState::Failed));
+                }
+                Handshaken::Refused if received.disk == DiskState::Negotiating => {
+                    let text = "Disk attach process on the peer node was aborted.".to_owned();
+                    self.say(Level::Error, Some(index), text);
+                    connection = C::Connected;
+                    received_disk = DiskState::Diskless;
+                    peer_disk = DiskState::Diskless;
+                }
+                Handshaken::Refused if std::mem::take(&mut self.connection.peer_dry_run) => {
+                    return Verdict::Reconnect;
+                }
+                Handshaken::Refused => return Verdict::StandAlone,
+            }
+        }
+        self.take_over(index, old, received, received_disk, peer_disk, connection)
+    }
+
+    /// A disk the peer is still attaching counts as what it will be (states spec 6.4 step 1).
+    fn real_peer_disk(&mut self, index: usize, received: VolumeState) -> DiskState {
+        if received.disk != DiskState::Negotiating {
+            return received.disk;
+        }
+        let flags = self.volumes[index].peer_generations.map_or(0, |peer| peer.flags);
+        let real = if flags & uuid_flag::INCONSISTENT != 0 {
+            DiskState::Inconsistent
+        } else {
+            DiskState::Consistent
+        };
+        self.say(Level::Info, Some(index), format!("real peer disk state = {real}"));
+        real
+    }
+
+    /// The peer says that it is done with a resync or a verify (steps 3 and 4).
+    fn finishes_resync(
+        &mut self,
+        index: usize,
+        old: VolumeState,
+        received: VolumeState,
+        peer_disk: &mut DiskState,
+    ) -> bool {
+        use ConnectionState as C;
+        let peer_was_behind = matches!(old.peer_disk, DiskState::Inconsistent | DiskState::Consistent);
+        if peer_was_behind
+            && *peer_disk == DiskState::UpToDate
+            && old.connection > C::Connected
+            && old.disk == DiskState::UpToDate
+        {
+            if received.connection > C::Connected && received.connection < C::SyncSource {
+                *peer_disk = DiskState::Inconsistent;
+            } else if old.connection >= C::SyncSource && received.connection == C::Connected {
+                let volume = &self.volumes[index];
+                if volume.set_bits() <= volume.resync.failed {
+                    self.finish_resync(index);
+                }
+                return true;
+            }
+        }
+        // A target that ends with blocks it could not get reports Connected and Inconsistent (io spec 23.4).
+        if matches!(old.connection, C::SyncSource | C::PausedSyncS)
+            && received.connection == C::Connected
+            && received.disk == DiskState::Inconsistent
+            && self.volumes[index].resync.failed > 0
+        {
+            self.finish_resync(index);
+            return true;
+        }
+        false
+    }
+
+    fn take_over(
+        &mut self,
+        index: usize,
+        old: VolumeState,
+        received: VolumeState,
+        received_disk: DiskState,
+        peer_disk: DiskState,
+        connection: ConnectionState,
+    ) -> Verdict {
+        use ConnectionState as C;
+        self.volumes[index].flags.consider_resync = false;
+        let mut disk = self.volumes[index].state.disk;
+        if matches!(connection, C::Connected | C::WFBitMapS)
+            && disk == DiskState::Negotiating
+            && let Some(remembered) = self.volumes[index].remembered
+        {
+            disk = remembered.disk;
+        }
+        let frozen = self.suspension.any() && self.volumes[index].flags.new_current_due;
+        if peer_disk == DiskState::Consistent
+            && frozen
+            && connection == C::Connected
+            && old.connection < C::Connected
+        {
+            let text = "Aborting Connect, can not thaw IO with an only Consistent peer".to_owned();
+            self.say(Level::Error, Some(index), text);
+            self.volumes[index].flags.new_current_due = false;
+            self.new_current_generation(index);
+            self.suspension = crate::state::Suspension::NONE;
+            return Verdict::Reconnect;
+        }
+        let request = StateRequest {
+            connection: Some(connection),
+            peer: Some(received.role),
+            peer_disk: Some(peer_disk),
+            peer_isp: Some(received.after_isp || received.user_isp),
+            disk: Some(disk),
+            ..StateRequest::NONE
+        };
+        let establishes = old.connection < C::Connected && connection >= C::Connected;
+        let enforcement = if establishes { Enforcement::Soft } else { Enforcement::Hard };
+        let result = self.change_volume(index, request, enforcement, Verbosity::Verbose);
+        if !result.is_success() && enforcement == Enforcement::Soft {
+            return Verdict::StandAlone;
+        }
+        if old.connection > C::WFReportParams
+            && self.volumes[index].state.connection > C::Connected
+            && received.connection <= C::Connected
+            && received_disk != DiskState::Negotiating
+        {
+            self.send_uuids(index, 0);
+            self.send_current_state(index);
+        }
+        self.volumes[index].flags.discard_my_data = false;
+        Verdict::Good
+    }
+
+    /// Who has the better data (states spec 10).
+    fn decide_resync(&mut self, index: usize, peer_role: Role, peer_disk: DiskState) -> Handshaken {
+        let Some(facts) = self.handshake_facts(index, peer_role, peer_disk) else {
+            return Handshaken::Refused;
+        };
+        let mut decision = handshake(&facts);
+        self.take_steps(index, std::mem::take(&mut decision.steps));
+        if decision.outcome == HandshakeOutcome::TryDemotion {
+            let demoted = self.change_state(index, StateRequest::role(Role::Secondary)).is_success();
+            decision = handshake_after_demotion(&facts, demoted);
+            self.take_steps(index, std::mem::take(&mut decision.steps));
+        }
+        // A correction of the own identifiers is only made when the resync it leads to begins: before, a lost link
+        // would leave two nodes with equal identifiers and different data.
+        let corrected = decision.comparison.own;
+        self.volumes[index].correction = (corrected != facts.own).then_some(corrected);
+        if let Some(peer) = &mut self.volumes[index].peer_generations {
+            let set = decision.comparison.peer;
+            peer.current = set.current;
+            peer.bitmap = set.bitmap;
+            peer.history = set.history;
+        }
+        let Some(connection) = decision.outcome.connection() else { return Handshaken::Refused };
+        if decision.outcome.is_full() {
+            self.begin_full_sync(index);
+        }
+        Handshaken::Connection(connection)
+    }
+
+    fn handshake_facts(&self, index: usize, peer_role: Role, peer_disk: DiskState) -> Option<HandshakeFacts> {
+        let volume = &self.volumes[index];
+        let options = self.connection.options.as_ref()?;
+        let peer = volume.peer_generations?;
+        Some(HandshakeFacts {
+            own: self.generations(index)?,
+            crashed_primary: volume.flags.crashed_primary,
+            own_told_bits: volume.told_bits,
+            own_set_bits: volume.set_bits(),
+            own_role: volume.state.role,
+            own_disk: volume.state.disk,
+            remembered_disk: volume.remembered.map(|remembered| remembered.disk),
+            discard_my_data: volume.flags.discard_my_data,
+            peer: PeerGeneration {
+                set: GenerationSet { current: peer.current, bitmap: peer.bitmap, history: peer.history },
+                set_bits: peer.set_bits,
+                flags: PeerFlags(peer.flags),
+            },
+            peer_role,
+            peer_disk,
+            resolve_conflicts: self.connection.resolve_conflicts,
+            protocol: self.connection.dialect.version,
+            features: self.connection.dialect.features.0,
+            policies: ResyncPolicies::from(options),
+            dry_run: options.tentative || self.connection.peer_dry_run,
+        })
+    }
+
+    fn take_steps(&mut self, index: usize, steps: Vec<Step>) {
+        for step in steps {
+            match step {
+                Step::Log(level, text) => self.say(level, Some(index), text),
+                Step::Handler(handler) => self.run_handler(handler, Some(index)),
+            }
+        }
+    }
+}

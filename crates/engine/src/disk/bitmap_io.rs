@@ -1,0 +1,208 @@
+//! Writing the bitmap in bulk: the changed pages, and the bracket around a full sync (io spec 14; metadata spec 8.8).
+
+use super::Purpose;
+use crate::Engine;
+use udrbd_metadata::Flags;
+
+/// Pages in flight at the most.
+const PAGES_IN_FLIGHT: u32 = 32;
+
+/// A pass over the pages that are changed.
+#[derive(Clone, Copy, Debug)]
+struct Pass {
+    number: u64,
+    next: usize,
+    outstanding: u32,
+}
+
+/// Where the bracket of a full sync stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FullSync {
+    /// The flag is on its way to the disk, in this version of the superblock.
+    Flag(u64),
+    /// The pages are, in this pass.
+    Pages(u64),
+    /// The superblock without the flag is.
+    Clear(u64),
+}
+
+/// The bulk writes of one volume.
+#[derive(Debug, Default)]
+pub(crate) struct BitmapIo {
+    requested: u64,
+    finished: u64,
+    pass: Option<Pass>,
+    full_sync: Option<FullSync>,
+    /// A pass the superblock has to wait for.
+    superblock_after: Option<u64>,
+    /// Pages have been written since the last flush.
+    unflushed: bool,
+}
+
+impl BitmapIo {
+    /// Whether requests of clients must wait: all bits are being set.
+    pub(crate) const fn demands_silence(&self) -> bool {
+        self.full_sync.is_some()
+    }
+
+    /// Whether the superblock must not be written yet.
+    pub(crate) const fn holds_superblock(&self) -> bool {
+        self.superblock_after.is_some()
+    }
+
+    /// Whether a pass has ended.
+    pub(crate) const fn is_finished(&self, pass: u64) -> bool {
+        self.finished >= pass
+    }
+
+    /// Whether all of it is quiet.
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.pass.is_none() && self.full_sync.is_none() && self.requested == self.finished
+    }
+
+    pub(crate) const fn page_was_written(&mut self) {
+        self.unflushed = true;
+    }
+
+    /// Whether a flush is due before the next block that relies on pages being durable; it is taken as done.
+    pub(crate) const fn take_unflushed(&mut self) -> bool {
+        std::mem::replace(&mut self.unflushed, false)
+    }
+}
+
+impl Engine {
+    /// Has every page written that is changed now. Returns the number of the pass, 0 without a disk.
+    pub(crate) fn write_changed_pages(&mut self, index: usize) -> u64 {
+        let Some(disk) = &mut self.volumes[index].disk else { return 0 };
+        disk.bitmap_io.requested += 1;
+        self.attention = true;
+        disk.bitmap_io.requested
+    }
+
+    /// As [`write_changed_pages`](Self::write_changed_pages), and the superblock waits for it.
+    pub(crate) fn write_changed_pages_before_superblock(&mut self, index: usize) {
+        let pass = self.write_changed_pages(index);
+        if let Some(disk) = &mut self.volumes[index].disk {
+            disk.bitmap_io.superblock_after = Some(pass);
+        }
+    }
+
+    /// Sets every bit, in memory at once, on disk within the bracket of the flag (io spec I17).
+    pub(crate) fn begin_full_sync(&mut self, index: usize) {
+        let Some(disk) = &mut self.volumes[index].disk else { return };
+        disk.superblock.flags.set(Flags::FULL_SYNC, true);
+        disk.bitmap.set_all();
+        disk.bitmap.mark_all_pages();
+        self.volumes[index].counters.out_of_sync_sectors = self.volumes[index].set_bits() * 8;
+        let version = self.touch_superblock(index);
+        if let Some(disk) = &mut self.volumes[index].disk {
+            disk.bitmap_io.full_sync = Some(FullSync::Flag(version));
+        }
+    }
+
+    /// Whether the bracket of a full sync is closed.
+    pub(crate) fn full_sync_is_durable(&self, index: usize) -> bool {
+        self.volumes[index].disk.as_ref().is_none_or(|disk| disk.bitmap_io.full_sync.is_none())
+    }
+
+    /// Drives the bulk writes. Returns whether something happened.
+    pub(crate) fn run_bitmap_io(&mut self, index: usize) -> bool {
+        let mut progress = self.step_full_sync(index);
+        let Some(disk) = &mut self.volumes[index].disk else { return progress };
+        let io = &mut disk.bitmap_io;
+        if io.pass.is_none() && io.requested > io.finished {
+            io.pass = Some(Pass { number: io.requested, next: 0, outstanding: 0 });
+            progress = true;
+        }
+        progress |= self.write_pages_of_pass(index);
+        let Some(disk) = &mut self.volumes[index].disk else { return progress };
+        let io = &mut disk.bitmap_io;
+        if let Some(pass) = io.pass
+            && pass.outstanding == 0
+            && disk.bitmap.next_changed_page(pass.next).is_none()
+        {
+            io.finished = pass.number;
+            io.pass = None;
+            if io.superblock_after.is_some_and(|after| after <= pass.number) {
+                io.superblock_after = None;
+            }
+            progress = true;
+        }
+        progress
+    }
+
+    fn write_pages_of_pass(&mut self, index: usize) -> bool {
+        let mut progress = false;
+        loop {
+            let mut block = self.blocks.pop().unwrap_or_default();
+            let taken = self.take_page_of_pass(index, &mut block);
+            let Some((page, position)) = taken else {
+                self.blocks.push(block);
+                return progress;
+            };
+            self.write_page(index, Purpose::BitmapPage { page }, position, block);
+            progress = true;
+        }
+    }
+
+    fn take_page_of_pass(
+        &mut self,
+        index: usize,
+        block: &mut crate::interface::MetadataBlock,
+    ) -> Option<(usize, udrbd_units::Sector)> {
+        let disk = self.volumes[index].disk.as_mut()?;
+        let pass = disk.bitmap_io.pass.as_mut().filter(|pass| pass.outstanding < PAGES_IN_FLIGHT)?;
+        let page = disk.bitmap.next_changed_page(pass.next)?;
+        // A page that is being written already ends this turn: it must be written again, after that.
+        if !disk.bitmap.take_page(page, block) {
+            return None;
+        }
+        pass.next = page + 1;
+        pass.outstanding += 1;
+        Some((page, disk.layout.bitmap_page(page as u64)))
+    }
+
+    pub(super) fn bitmap_page_written(&mut self, index: usize, page: usize, failed: bool) {
+        let Some(disk) = &mut self.volumes[index].disk else { return };
+        disk.bitmap_io.unflushed = true;
+        if failed {
+            disk.bitmap.mark_page_unwritten(page);
+        } else {
+            disk.bitmap.page_written(page);
+        }
+        if let Some(pass) = &mut disk.bitmap_io.pass {
+            pass.outstanding -= 1;
+        }
+        if failed {
+            self.metadata_io_failed(index);
+        }
+        self.transaction_may_go_on(index);
+    }
+
+    fn step_full_sync(&mut self, index: usize) -> bool {
+        let Some(disk) = &self.volumes[index].disk else { return false };
+        let next = match disk.bitmap_io.full_sync {
+            Some(FullSync::Flag(version)) if self.superblock_is_durable(index, version) => {
+                FullSync::Pages(self.write_changed_pages(index))
+            }
+            Some(FullSync::Pages(pass)) if disk.bitmap_io.is_finished(pass) => {
+                if let Some(disk) = &mut self.volumes[index].disk {
+                    disk.superblock.flags.set(Flags::FULL_SYNC, false);
+                }
+                FullSync::Clear(self.touch_superblock(index))
+            }
+            Some(FullSync::Clear(version)) if self.superblock_is_durable(index, version) => {
+                if let Some(disk) = &mut self.volumes[index].disk {
+                    disk.bitmap_io.full_sync = None;
+                }
+                self.attention = true;
+                return true;
+            }
+            _ => return false,
+        };
+        if let Some(disk) = &mut self.volumes[index].disk {
+            disk.bitmap_io.full_sync = Some(next);
+        }
+        true
+    }
+}

@@ -1,0 +1,57 @@
+//! From Failed to Diskless (states spec 13.4).
+
+use udrbd_units::DiskState;
+
+use crate::Engine;
+use crate::interface::Action;
+use crate::state::StateRequest;
+use crate::volume::TransactionStep;
+
+impl Engine {
+    /// Lets go of a failed disk once nothing of it is in flight and the bitmap is written. Returns whether something
+    /// happened.
+    pub(crate) fn run_detach(&mut self, index: usize) -> bool {
+        if self.volumes[index].state.disk != DiskState::Failed {
+            return false;
+        }
+        let Some(disk) = &mut self.volumes[index].disk else { return false };
+        let quiet = disk.operations == 0 && disk.transaction == TransactionStep::Idle;
+        let Some(pass) = disk.detach_pages else {
+            if !quiet || !disk.submit.is_empty() {
+                return false;
+            }
+            let pass = self.write_changed_pages(index);
+            if let Some(disk) = &mut self.volumes[index].disk {
+                disk.detach_pages = Some(pass);
+            }
+            return true;
+        };
+        let written = disk.bitmap_io.is_finished(pass)
+            && disk.bitmap_io.is_idle()
+            && disk.superblock_durable >= disk.superblock_version;
+        if !quiet || !written {
+            return false;
+        }
+        self.force_state(index, StateRequest::disk(DiskState::Diskless));
+        self.drop_disk(index);
+        true
+    }
+
+    fn drop_disk(&mut self, index: usize) {
+        for key in self.log.iter().copied().collect::<Vec<_>>() {
+            if let Some(request) = self.requests.get_mut(key)
+                && request.volume == index
+            {
+                request.extents_held = 0;
+            }
+        }
+        let volume = &mut self.volumes[index];
+        volume.disk = None;
+        volume.current_due = None;
+        volume.counters.out_of_sync_sectors = 0;
+        let number = volume.number;
+        self.out.push(Action::CloseDisk { volume: number });
+        self.write_ordering_may_change();
+        self.attention = true;
+    }
+}

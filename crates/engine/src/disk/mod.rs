@@ -1,0 +1,157 @@
+//! The backing device: its operations, its metadata, attach and detach.
+
+mod activity;
+pub(crate) mod attach;
+pub(crate) mod bitmap_io;
+mod detach;
+mod superblock;
+
+use udrbd_units::{DiskState, SectorRange};
+
+use crate::Engine;
+use crate::interface::{IoError, Level, MetadataBlock, OnIoError, Token};
+use crate::slab::Key;
+use crate::state::StateRequest;
+
+/// What an operation of the backing device is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The local part of a request.
+    RequestLocal(Key),
+    /// A write, read or discard for the peer, or of a resync.
+    PeerRequest(Key),
+    /// The flush an epoch of the peer waits for.
+    EpochFlush,
+    /// The superblock.
+    Superblock,
+    /// A changed page of the bitmap.
+    BitmapPage { page: usize },
+    /// A page that has to be durable before an activity log transaction.
+    HintedPage { page: usize },
+    /// The transaction.
+    Transaction,
+    /// A step of an attach; the number is the attach's own.
+    Attach(u64),
+}
+
+/// An operation in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Io {
+    pub(crate) volume: usize,
+    pub(crate) purpose: Purpose,
+}
+
+impl Engine {
+    /// Names an operation that is about to be asked for.
+    pub(crate) fn start_io(&mut self, index: usize, purpose: Purpose) -> Token {
+        let volume = &mut self.volumes[index];
+        if let Some(disk) = &mut volume.disk {
+            disk.operations += 1;
+        }
+        volume.counters.local_pending += 1;
+        Token(self.io.insert(Io { volume: index, purpose }).number())
+    }
+
+    /// Finds out what an operation that ended was for; `None` for a token that was never given.
+    pub(crate) fn end_io(&mut self, token: Token) -> Option<Io> {
+        let io = self.io.remove(Key::from_number(token.0))?;
+        let volume = &mut self.volumes[io.volume];
+        volume.counters.local_pending -= 1;
+        if let Some(disk) = &mut volume.disk {
+            if !matches!(io.purpose, Purpose::Attach(_)) {
+                disk.operations -= 1;
+            }
+            if disk.operations == 0 && volume.state.disk <= DiskState::Failed {
+                self.attention = true;
+            }
+        }
+        Some(io)
+    }
+
+    /// A write, flush or discard has ended.
+    pub(crate) fn disk_write_done(&mut self, token: Token, result: Result<(), IoError>) {
+        let Some(io) = self.end_io(token) else { return };
+        match io.purpose {
+            Purpose::RequestLocal(key) => self.request_local_done(key, result.is_err()),
+            Purpose::PeerRequest(key) => self.peer_disk_done(key, result),
+            Purpose::EpochFlush => self.epoch_flushed(io.volume, result),
+            _ => {}
+        }
+    }
+
+    /// A metadata write has ended.
+    pub(crate) fn metadata_written(
+        &mut self,
+        token: Token,
+        block: MetadataBlock,
+        result: Result<(), IoError>,
+    ) {
+        self.blocks.push(block);
+        let Some(io) = self.end_io(token) else { return };
+        let failed = result.is_err();
+        self.attention = true;
+        match io.purpose {
+            Purpose::Superblock => self.superblock_written(io.volume, failed),
+            Purpose::BitmapPage { page } => self.bitmap_page_written(io.volume, page, failed),
+            Purpose::HintedPage { page } => self.hinted_page_written(io.volume, page, failed),
+            Purpose::Transaction => self.transaction_written(io.volume, failed),
+            Purpose::Attach(number) => self.attach_written(io.volume, number, result),
+            _ => {}
+        }
+    }
+
+    /// A block to write metadata from, of zeroes or of whatever it held before.
+    pub(crate) fn take_block(&mut self) -> MetadataBlock {
+        self.blocks.pop().unwrap_or_default()
+    }
+
+    /// An operation on data has failed: `on-io-error` (io spec 5.6; states spec 13.3).
+    pub(crate) fn local_io_failed(&mut self, index: usize, read: bool) {
+        let Some(policy) = self.volumes[index].disk.as_ref().map(|disk| disk.options.on_io_error) else {
+            return;
+        };
+        let state = self.volumes[index].state.disk;
+        match policy {
+            OnIoError::PassOn => {
+                self.say_rarely(Level::Error, Some(index), "Local IO failed.".to_owned());
+                if state > DiskState::Inconsistent {
+                    self.force_state(index, StateRequest::disk(DiskState::Inconsistent));
+                }
+            }
+            OnIoError::CallLocalIoError | OnIoError::Detach => self.fail_disk(index, read),
+        }
+    }
+
+    /// An operation on metadata has failed: the disk goes, whatever the policy.
+    pub(crate) fn metadata_io_failed(&mut self, index: usize) {
+        self.fail_attach(index);
+        self.fail_disk(index, false);
+    }
+
+    fn fail_disk(&mut self, index: usize, read: bool) {
+        let flags = &mut self.volumes[index].flags;
+        flags.was_io_error = true;
+        flags.was_read_error |= read;
+        if self.volumes[index].state.disk > DiskState::Failed {
+            self.force_state(index, StateRequest::disk(DiskState::Failed));
+            self.say(Level::Error, Some(index), "Local IO failed. Detaching...".to_owned());
+        }
+    }
+
+    /// Marks the whole blocks of a range in sync on this node. Returns how many bits were cleared.
+    pub(crate) fn set_in_sync(&mut self, index: usize, range: SectorRange) -> u64 {
+        let now = self.now;
+        let volume = &mut self.volumes[index];
+        let (Some(blocks), Some(disk)) = (range.covered_blocks(volume.size), &mut volume.disk) else {
+            return 0;
+        };
+        let cleared = disk.bitmap.clear_range(blocks);
+        if cleared > 0 {
+            volume.counters.out_of_sync_sectors = disk.bitmap.set_count() * 8;
+            let left = disk.bitmap.set_count();
+            volume.resync.advance(now, left);
+            self.attention = true;
+        }
+        cleared
+    }
+}

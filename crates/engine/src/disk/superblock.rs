@@ -1,0 +1,59 @@
+//! Writing the superblock: always the newest, one at a time, flushed (metadata spec 8.6).
+
+use super::Purpose;
+use crate::Engine;
+use crate::interface::Action;
+
+impl Engine {
+    /// The superblock in memory has changed. It is written at the end of this turn; the number returned is durable
+    /// once [`superblock_is_durable`](Self::superblock_is_durable) says so. 0 without a disk.
+    pub(crate) fn touch_superblock(&mut self, index: usize) -> u64 {
+        let Some(disk) = &mut self.volumes[index].disk else { return 0 };
+        disk.superblock_version += 1;
+        self.attention = true;
+        disk.superblock_version
+    }
+
+    /// Whether a version is on stable storage, or there is no disk any more that it could get to.
+    pub(crate) fn superblock_is_durable(&self, index: usize, version: u64) -> bool {
+        self.volumes[index].disk.as_ref().is_none_or(|disk| disk.superblock_durable >= version)
+    }
+
+    /// Writes the superblock if it has changed. Returns whether it did.
+    pub(crate) fn write_superblock(&mut self, index: usize) -> bool {
+        let Some(disk) = &self.volumes[index].disk else { return false };
+        let dirty = disk.superblock_version > disk.superblock_durable;
+        // Bits have to be on disk before a superblock that says "no longer Primary" (metadata spec 8.6).
+        if !dirty || disk.superblock_writing.is_some() || disk.bitmap_io.holds_superblock() {
+            return false;
+        }
+        let mut block = self.take_block();
+        let token = self.start_io(index, Purpose::Superblock);
+        let volume = &mut self.volumes[index];
+        let number = volume.number;
+        let Some(disk) = &mut volume.disk else { return false };
+        disk.superblock.encode_into(&mut block);
+        disk.superblock_writing = Some(disk.superblock_version);
+        let flush = disk.options.metadata_flushes;
+        self.out.push(Action::WriteMetadata {
+            token,
+            volume: number,
+            position: disk.layout.superblock,
+            block,
+            preflush: flush,
+            fua: flush,
+        });
+        true
+    }
+
+    pub(super) fn superblock_written(&mut self, index: usize, failed: bool) {
+        let Some(disk) = &mut self.volumes[index].disk else { return };
+        if let Some(version) = disk.superblock_writing.take() {
+            // A failed write is not tried again: the disk is on its way out.
+            disk.superblock_durable = version;
+        }
+        if failed {
+            self.metadata_io_failed(index);
+        }
+    }
+}

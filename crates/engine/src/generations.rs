@@ -1,0 +1,60 @@
+//! The generation identifiers of an attached disk: read from the superblock, changed, written back (states spec 8).
+
+use udrbd_metadata::Superblock;
+use udrbd_units::Role;
+
+use crate::Engine;
+use crate::generation::GenerationSet;
+use crate::interface::Level;
+
+/// The identifiers in a superblock.
+pub(crate) const fn of(superblock: &Superblock) -> GenerationSet {
+    GenerationSet { current: superblock.current, bitmap: superblock.bitmap, history: superblock.history }
+}
+
+impl Engine {
+    /// The identifiers of a volume's disk.
+    pub(crate) fn generations(&self, index: usize) -> Option<GenerationSet> {
+        self.volumes[index].disk.as_ref().map(|disk| of(&disk.superblock))
+    }
+
+    /// Changes the identifiers. Returns the version of the superblock that holds them; 0 without a disk.
+    pub(crate) fn change_generations(
+        &mut self,
+        index: usize,
+        change: impl FnOnce(&mut GenerationSet),
+    ) -> u64 {
+        let Some(disk) = &mut self.volumes[index].disk else { return 0 };
+        let mut set = of(&disk.superblock);
+        change(&mut set);
+        disk.superblock.current = set.current;
+        disk.superblock.bitmap = set.bitmap;
+        disk.superblock.history = set.history;
+        self.volumes[index].exposed = set.current;
+        self.state_changed();
+        self.touch_superblock(index)
+    }
+
+    /// Starts a new generation. No unreplicated write completes before it is durable (io spec I13).
+    pub(crate) fn new_current_generation(&mut self, index: usize) -> u64 {
+        let random = self.random.generation().0;
+        let primary = self.volumes[index].state.role == Role::Primary;
+        let mut overwritten = None;
+        let version = self.change_generations(index, |set| overwritten = set.new_current(random, primary));
+        if let Some(overwritten) = overwritten {
+            self.say(Level::Warning, Some(index), GenerationSet::overwritten_warning(overwritten));
+        }
+        self.log_generations(index, "new current UUID");
+        if version > 0 {
+            self.volumes[index].current_due = Some(version);
+        }
+        version
+    }
+
+    /// Tells the identifiers to the log.
+    pub(crate) fn log_generations(&mut self, index: usize, what: &str) {
+        if let Some(set) = self.generations(index) {
+            self.say(Level::Info, Some(index), format!("{what} {set}"));
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! How requests end (io spec 5.3 to 5.6).
+
+use super::{Local, Net};
+use crate::Engine;
+use crate::interface::{Action, Buffer, ClientError, Level, Operation};
+use crate::slab::Key;
+
+impl Engine {
+    /// A local part has ended.
+    pub(crate) fn request_local_done(&mut self, key: Key, error: bool) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        let (index, range, operation) = (request.volume, request.range, request.operation);
+        if operation == Operation::Read {
+            self.local_read_done(key, error);
+            return;
+        }
+        let Local::Pending { operations, failed } = request.local else { return };
+        let failed = failed || error;
+        request.local = match (operations - 1, failed) {
+            (0, false) => Local::Ok,
+            (0, true) => Local::Failed,
+            (operations, failed) => Local::Pending { operations, failed },
+        };
+        if request.local == Local::Ok {
+            self.volumes[index].counters.written_sectors += range.sectors();
+        }
+        // A failing discard only leaves bits set (io spec 5.6).
+        if error && !operation.is_payloadless() {
+            self.say_rarely(
+                Level::Error,
+                Some(index),
+                format!("local WRITE IO error sector {}+{}", range.start.0, range.sectors()),
+            );
+            self.local_io_failed(index, false);
+        }
+        self.settle(key);
+    }
+
+    /// Does with a write what its parts allow: tells the client, and destroys it.
+    pub(crate) fn settle(&mut self, key: Key) {
+        let Some(request) = self.requests.get(key) else { return };
+        let answered = !request.local.is_pending() && request.net != Net::Pending;
+        if !request.completed && answered {
+            if request.postponed {
+                return;
+            }
+            if self.suspension.any() {
+                self.requests[key].held = true;
+                return;
+            }
+            self.complete_upwards(key, None);
+        }
+        let Some(request) = self.requests.get(key) else { return };
+        let peer_done = !request.barrier_expected || request.net_done;
+        if request.completed && peer_done && !request.local.is_pending() {
+            self.destroy(key);
+        }
+    }
+
+    /// Tells the client. The epoch is closed first (io spec I7).
+    pub(crate) fn complete_upwards(&mut self, key: Key, data: Option<Buffer>) {
+        let request = &mut self.requests[key];
+        assert!(!request.completed, "a request completes once");
+        request.completed = true;
+        request.held = false;
+        let (index, epoch, id, in_log) = (request.volume, request.epoch, request.id, request.in_log);
+        let good = request.local == Local::Ok || request.net == Net::Ok;
+        let buffer = request.buffer.take();
+        if in_log && epoch == self.connection.epoch {
+            self.close_epoch();
+        }
+        self.volumes[index].admitted -= 1;
+        let result = if good { Ok(()) } else { Err(ClientError::Io) };
+        self.out.push(Action::Complete { request: id, result, data });
+        if let Some(buffer) = buffer {
+            self.out.push(Action::Release(buffer));
+        }
+        if !self.volumes[index].overlapping.is_empty() || !self.volumes[index].waiting.is_empty() {
+            self.attention = true;
+        }
+        if self.volumes[index].admitted == 0 {
+            self.attention = true;
+        }
+    }
+
+    /// The end of a write: the bitmap learns what became of it, then the activity log lets go (io spec 5.5, I3).
+    fn destroy(&mut self, key: Key) {
+        let request = &self.requests[key];
+        let (index, range, in_tree) = (request.volume, request.range, request.in_tree);
+        let both = request.local == Local::Ok && request.net == Net::Ok;
+        let set_in_sync = request.set_in_sync;
+        if request.operation.is_write() {
+            if !both {
+                self.volumes[index].set_out_of_sync(range);
+            } else if set_in_sync {
+                self.set_in_sync(index, range);
+            }
+        }
+        self.release_extents(key);
+        if in_tree {
+            self.volumes[index].writes.remove(range, key);
+        }
+        self.requests.remove(key);
+        while self.log.front().is_some_and(|front| self.requests.get(*front).is_none()) {
+            self.log.pop_front();
+        }
+    }
+
+    /// Gives the activity log references of a write back.
+    pub(crate) fn release_extents(&mut self, key: Key) {
+        let request = &mut self.requests[key];
+        let held = std::mem::take(&mut request.extents_held);
+        let (index, range) = (request.volume, request.range);
+        let (Some(extents), Some(disk)) = (range.extents(), &mut self.volumes[index].disk) else { return };
+        let mut idle = false;
+        for extent in extents.take(held as usize) {
+            idle |= disk.log.put(udrbd_units::Extent(extent));
+        }
+        if idle && (!disk.submit.is_empty() || self.volumes[index].resync.waits_for_extents()) {
+            self.attention = true;
+        }
+    }
+
+    /// Completes what suspension held back.
+    pub(crate) fn complete_held(&mut self) {
+        let held: Vec<Key> =
+            self.requests.iter().filter(|(_, request)| request.held).map(|(key, _)| key).collect();
+        for key in held {
+            if let Some(request) = self.requests.get_mut(key) {
+                request.held = false;
+                self.settle(key);
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Epochs on the sending side, acknowledgements, and the transfer log (io spec 5.7, 12, 13).
+
+use super::{Local, Net};
+use crate::Engine;
+use crate::interface::Action;
+use crate::slab::Key;
+
+/// What the peer said about a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteAnswer {
+    /// It has received it (B).
+    Received,
+    /// Its disk has it (C).
+    Written,
+    /// As `Written`, and the peer has marked it in sync.
+    WrittenInSync,
+    /// Its disk has it not.
+    Failed,
+    /// An own, later write of ours has replaced it (two Primaries).
+    Superseded,
+    /// Send it again once the conflict is over (two Primaries).
+    Retry,
+}
+
+impl Engine {
+    /// Ends the current epoch, if there is a write in it.
+    pub(crate) fn close_epoch(&mut self) {
+        if self.connection.epoch_writes > 0 {
+            self.connection.epoch = self.connection.epoch.wrapping_add(1);
+            self.connection.epoch_writes = 0;
+        }
+    }
+
+    /// Sends the barrier that is due before anything of `epoch` (io spec 5.2).
+    pub(crate) fn flush_barrier(&mut self, epoch: u32) {
+        match self.connection.sent_epoch {
+            Some(sent) if sent == epoch => {}
+            Some(sent) => {
+                if self.connection.sent_epoch_writes > 0 {
+                    self.send_barrier(sent);
+                    self.connection.barrier_sent_at = Some((sent, self.now));
+                }
+                self.connection.sent_epoch = Some(epoch);
+                self.connection.sent_epoch_writes = 0;
+            }
+            None => {
+                self.connection.sent_epoch = Some(epoch);
+                self.connection.sent_epoch_writes = 0;
+            }
+        }
+    }
+
+    /// Nothing more to send for now: a barrier that is due goes out (io spec 5.2).
+    pub(crate) fn flush_idle_barrier(&mut self) {
+        let due = self.connection.sent_epoch.is_some_and(|sent| sent != self.connection.epoch);
+        if due && self.connection.sent_epoch_writes > 0 && self.connection.is_established() {
+            self.flush_barrier(self.connection.epoch);
+        }
+    }
+
+    /// The peer has answered a write. `false`: there is no such write.
+    pub(crate) fn write_answered(&mut self, key: Key, answer: WriteAnswer) -> bool {
+        let Some(request) = self.requests.get_mut(key) else { return false };
+        let index = request.volume;
+        let was_pending = request.net == Net::Pending;
+        match answer {
+            WriteAnswer::Received | WriteAnswer::Written => request.net = Net::Ok,
+            WriteAnswer::WrittenInSync => {
+                request.net = Net::Ok;
+                request.set_in_sync = true;
+            }
+            WriteAnswer::Failed => request.net = Net::Failed,
+            WriteAnswer::Superseded => {
+                request.net = Net::Ok;
+                request.net_done = true;
+            }
+            WriteAnswer::Retry => request.postponed = true,
+        }
+        if was_pending && request.net != Net::Pending {
+            self.volumes[index].counters.peer_pending -= 1;
+        }
+        self.settle(key);
+        true
+    }
+
+    /// P_BARRIER_ACK: the oldest epoch is done at the peer. `Err`: the text for the log; the peer is confused.
+    pub(crate) fn barrier_acknowledged(&mut self, barrier: u32, count: u32) -> Result<(), String> {
+        let is_open = |request: &super::Request| request.barrier_expected && !request.net_done;
+        let first = self.log.iter().position(|key| self.requests.get(*key).is_some_and(is_open));
+        let Some(first) = first else {
+            return Err(format!("BAD! BarrierAck #{barrier} received, but no epoch in tl!?"));
+        };
+        let epoch = self.requests[self.log[first]].epoch;
+        if epoch != barrier {
+            return Err(format!("BAD! BarrierAck #{barrier} received, expected #{epoch}!"));
+        }
+        let mut members = std::mem::take(&mut self.connection.scratch);
+        members.clear();
+        for key in self.log.iter().skip(first) {
+            match self.requests.get(*key) {
+                Some(request) if request.epoch != epoch => break,
+                Some(_) => members.push(*key),
+                None => {}
+            }
+        }
+        let expected = members.len() as u32;
+        if expected != count {
+            self.connection.scratch = members;
+            return Err(format!(
+                "BAD! BarrierAck #{barrier} received with n_writes={count}, expected n_writes={expected}!"
+            ));
+        }
+        for key in &members {
+            let request = &mut self.requests[*key];
+            if request.barrier_expected {
+                request.net_done = true;
+                self.settle(*key);
+            }
+        }
+        self.connection.scratch = members;
+        Ok(())
+    }
+
+    /// The connection is lost: what the peer has not confirmed for good ends without it (io spec 12 step 6).
+    pub(crate) fn transfer_log_connection_lost(&mut self) {
+        for key in self.log.iter().copied().collect::<Vec<_>>() {
+            let Some(request) = self.requests.get_mut(key) else { continue };
+            if request.net == Net::None {
+                continue;
+            }
+            let index = request.volume;
+            if request.net == Net::Pending {
+                self.volumes[index].counters.peer_pending -= 1;
+            }
+            let request = &mut self.requests[key];
+            request.net = Net::Failed;
+            request.net_done = true;
+            request.postponed = false;
+            request.held = false;
+            self.settle(key);
+        }
+        for key in std::mem::take(&mut self.connection.remote_reads) {
+            self.connection.remote_reads.push(key);
+            self.remote_read_failed(key);
+        }
+    }
+
+    /// The connection is back before anything was given up: what was frozen is sent again (io spec 13, RESEND).
+    pub(crate) fn transfer_log_resend(&mut self) {
+        for key in self.log.iter().copied().collect::<Vec<_>>() {
+            let Some(request) = self.requests.get_mut(key) else { continue };
+            request.held = false;
+            match request.net {
+                Net::Ok => {
+                    request.net_done = true;
+                    self.settle(key);
+                }
+                Net::Pending => self.resend_write(key),
+                Net::None | Net::Failed => self.settle(key),
+            }
+        }
+        for key in self.connection.remote_reads.clone() {
+            if let Some(request) = self.requests.get(key) {
+                let (index, range, epoch) = (request.volume, request.range, request.epoch);
+                self.flush_barrier(epoch);
+                self.send_data_request(index, key, range);
+            }
+        }
+    }
+
+    fn resend_write(&mut self, key: Key) {
+        let request = &mut self.requests[key];
+        request.sent_at = self.now;
+        let (index, range, operation, epoch) =
+            (request.volume, request.range, request.operation, request.epoch);
+        let payload = match request.buffer {
+            Some(buffer) if !operation.is_payloadless() => {
+                crate::interface::Payload::Buffer { buffer, bytes: range.bytes }
+            }
+            _ => crate::interface::Payload::None,
+        };
+        self.flush_barrier(epoch);
+        self.connection.sent_epoch_writes += 1;
+        self.send_write(index, key, operation, range, payload);
+    }
+
+    /// The oldest write or read the peer owes an answer, and whether only its barrier is missing.
+    pub(crate) fn oldest_unanswered(&self) -> Option<(Key, bool)> {
+        let open = |key: &Key| self.requests.get(*key);
+        let pending = self
+            .log
+            .iter()
+            .chain(&self.connection.remote_reads)
+            .copied()
+            .find(|key| open(key).is_some_and(|request| request.net == Net::Pending));
+        let unconfirmed = || {
+            let wait = |request: &super::Request| request.barrier_expected && !request.net_done;
+            self.log.iter().copied().find(|key| open(key).is_some_and(wait))
+        };
+        pending.map(|key| (key, false)).or_else(|| unconfirmed().map(|key| (key, true)))
+    }
+
+    /// Completes with what they have the requests whose local part is over: the disk is gone for good
+    /// (io spec 13, FAIL_FROZEN).
+    pub(crate) fn transfer_log_fail_frozen(&mut self) {
+        for key in self.log.iter().copied().collect::<Vec<_>>() {
+            if let Some(request) = self.requests.get_mut(key)
+                && matches!(request.local, Local::Ok | Local::Failed)
+            {
+                request.held = false;
+                self.settle(key);
+            }
+        }
+    }
+
+    /// Submits to the re-attached disk what had ended on the lost one (io spec 13, RESTART_DISK).
+    pub(crate) fn transfer_log_restart_disk(&mut self) {
+        for key in self.log.iter().copied().collect::<Vec<_>>() {
+            let Some(request) = self.requests.get_mut(key) else { continue };
+            if request.completed || request.local != Local::Failed {
+                continue;
+            }
+            request.held = false;
+            request.extents_held = 0;
+            let index = request.volume;
+            if request.net == Net::None && self.volumes[index].has_disk() {
+                // Nothing of it has happened: it starts over with fresh activity log coverage.
+                self.connection.epoch_writes = self.connection.epoch_writes.saturating_sub(1);
+                self.log.retain(|other| *other != key);
+                self.readmit(key);
+            } else {
+                self.settle(key);
+            }
+        }
+        self.attention = true;
+    }
+
+    /// Gives a buffer back that came with a packet.
+    pub(crate) fn release(&mut self, buffer: Option<crate::interface::Buffer>) {
+        if let Some(buffer) = buffer {
+            self.out.push(Action::Release(buffer));
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! A write, from the activity log to both disks (io spec 4.2, 5.1, 10).
+
+use udrbd_units::{DiskState, SectorRange};
+
+use super::{Local, Net};
+use crate::Engine;
+use crate::disk::Purpose;
+use crate::interface::{Action, DiscardMode, Level, Operation, Payload};
+use crate::slab::Key;
+use crate::state::{out_of_sync_goes_to_peer, writes_go_to_peer};
+
+impl Engine {
+    /// Makes sure that the activity log covers a write, then starts it.
+    pub(crate) fn activate_write(&mut self, key: Key) {
+        let request = &self.requests[key];
+        let (index, range, plain) = (request.volume, request.range, !request.operation.is_payloadless());
+        let Some(extents) = range.extents() else {
+            self.start_write(key);
+            return;
+        };
+        let volume = &mut self.volumes[index];
+        let Some(disk) = volume.usable_disk() else {
+            self.start_write(key);
+            return;
+        };
+        // The fast path: one extent that is hot, nobody in front, no resync on it.
+        if plain && extents.start() == extents.end() && disk.submit.is_empty() {
+            let extent = udrbd_units::Extent(*extents.start());
+            if disk.extents.blocks_writes(extent) {
+                disk.extents.set_priority(extent);
+            } else if disk.log.try_get(extent) {
+                self.requests[key].extents_held = 1;
+                self.start_write(key);
+                return;
+            }
+        }
+        disk.submit.push_back(key);
+        self.run_activity_log(index);
+    }
+
+    /// Sends a write to where it has to go: `drbd_send_and_submit`. It is covered by the activity log.
+    pub(crate) fn start_write(&mut self, key: Key) {
+        let request = &self.requests[key];
+        let (index, range) = (request.volume, request.range);
+        let requests = &self.requests;
+        let blocks = |other: Key| requests.get(other).is_some_and(|other| !other.completed);
+        if self.volumes[index].writes.overlapping(range).any(|(_, other)| blocks(other)) {
+            self.volumes[index].overlapping.push_back(key);
+            return;
+        }
+        if self.suspension.any() {
+            self.release_extents(key);
+            self.readmit(key);
+            return;
+        }
+        self.stamp(key);
+        let state = self.volumes[index].state;
+        let local = self.volumes[index].has_disk();
+        if state.disk < DiskState::UpToDate && state.peer_disk < DiskState::UpToDate {
+            self.log_no_data(index, range);
+            self.requests[key].local = if local { Local::Failed } else { Local::None };
+            self.settle(key);
+            return;
+        }
+        if writes_go_to_peer(state) {
+            self.replicate(key);
+        } else if out_of_sync_goes_to_peer(state) && self.volumes[index].set_out_of_sync(range) > 0 {
+            self.flush_barrier(self.requests[key].epoch);
+            self.send_out_of_sync(index, range);
+        }
+        if local && self.volumes[index].has_disk() {
+            self.write_locally(key);
+        }
+        self.settle(key);
+    }
+
+    /// Puts a write into the current epoch and on the transfer log.
+    fn stamp(&mut self, key: Key) {
+        let epoch = self.connection.epoch;
+        self.connection.epoch_writes += 1;
+        let request = &mut self.requests[key];
+        request.epoch = epoch;
+        request.in_log = true;
+        request.sent_at = self.now;
+        self.log.push_back(key);
+    }
+
+    /// Sends a write to the peer (io spec 5.1 step 7 and 5.2).
+    fn replicate(&mut self, key: Key) {
+        let request = &mut self.requests[key];
+        request.net = Net::Pending;
+        request.net_done = false;
+        request.barrier_expected = true;
+        request.in_tree = true;
+        let (index, range, operation, epoch) =
+            (request.volume, request.range, request.operation, request.epoch);
+        let payload = match request.buffer {
+            Some(buffer) if !operation.is_payloadless() => Payload::Buffer { buffer, bytes: range.bytes },
+            _ => Payload::None,
+        };
+        self.volumes[index].writes.insert(range, key);
+        self.volumes[index].counters.peer_pending += 1;
+        self.flush_barrier(epoch);
+        self.connection.sent_epoch_writes += 1;
+        self.send_write(index, key, operation, range, payload);
+        let limit = self.connection.options.as_ref().map_or(2048, |options| options.max_epoch_size);
+        if self.connection.epoch_writes >= limit && self.connection.epoch == epoch {
+            self.close_epoch();
+        }
+        self.arm_request_timer();
+    }
+
+    /// Gives a write to the backing device.
+    pub(crate) fn write_locally(&mut self, key: Key) {
+        let request = &self.requests[key];
+        let (index, range, operation, buffer) =
+            (request.volume, request.range, request.operation, request.buffer);
+        let number = self.volumes[index].number;
+        match (operation, buffer) {
+            (Operation::Write { fua, preflush }, Some(buffer)) => {
+                let volatile =
+                    self.volumes[index].disk.as_ref().is_some_and(|disk| disk.properties.volatile_cache);
+                let token = self.start_io(index, Purpose::RequestLocal(key));
+                self.requests[key].local = Local::Pending { operations: 1, failed: false };
+                let (fua, preflush) = (fua && volatile, preflush && volatile);
+                self.out.push(Action::Write { token, volume: number, range, buffer, fua, preflush });
+            }
+            (Operation::Discard, _) => self.discard_locally(key, true, false),
+            (Operation::WriteZeroes { may_unmap }, _) => self.discard_locally(key, may_unmap, true),
+            _ => {}
+        }
+    }
+
+    fn discard_locally(&mut self, key: Key, trim: bool, zero_out: bool) {
+        let request = &self.requests[key];
+        let (index, range) = (request.volume, request.range);
+        let pieces = self.discard_pieces(index, range, trim, zero_out);
+        self.requests[key].local = Local::Pending { operations: pieces.len() as u32, failed: false };
+        let number = self.volumes[index].number;
+        for (range, mode) in pieces {
+            let token = self.start_io(index, Purpose::RequestLocal(key));
+            self.out.push(Action::Discard { token, volume: number, range, mode });
+        }
+    }
+
+    /// Cuts a discard or write of zeroes into what the backing device can do: rule D of io spec 10.2.
+    pub(crate) fn discard_pieces(
+        &self,
+        index: usize,
+        range: SectorRange,
+        trim: bool,
+        zero_out: bool,
+    ) -> Vec<(SectorRange, DiscardMode)> {
+        let zeroes = if trim { DiscardMode::ZeroesMayUnmap } else { DiscardMode::ZeroesKeepAllocated };
+        let granularity = self.volumes[index]
+            .disk
+            .as_ref()
+            .map_or(0, |disk| u64::from(disk.properties.discard_granularity_bytes) / 512);
+        let sectors = range.sectors();
+        if zero_out || granularity == 0 || sectors < granularity {
+            return vec![(range, zeroes)];
+        }
+        let start = range.start.0;
+        let first = start.next_multiple_of(granularity);
+        if first != start && sectors < 2 * granularity {
+            return vec![(range, zeroes)];
+        }
+        let end = range.end().0 / granularity * granularity;
+        let mut pieces = Vec::with_capacity(3);
+        let mut push = |from: u64, to: u64, mode| {
+            if from < to {
+                let bytes = ((to - from) * 512) as u32;
+                pieces.push((SectorRange::new(udrbd_units::Sector(from), bytes), mode));
+            }
+        };
+        push(start, first, zeroes);
+        push(first, end, DiscardMode::Discard);
+        push(end.max(first), range.end().0, zeroes);
+        pieces
+    }
+
+    /// An empty flush: the local cache, and the end of the epoch for the peer (io spec 8.4).
+    pub(crate) fn start_flush(&mut self, key: Key) {
+        let index = self.requests[key].volume;
+        let state = self.volumes[index].state;
+        if writes_go_to_peer(state) {
+            self.close_epoch();
+            self.requests[key].net = Net::Ok;
+        }
+        let flush = self.volumes[index].has_disk();
+        let volatile = self.volumes[index].disk.as_ref().is_some_and(|disk| disk.properties.volatile_cache);
+        if flush && volatile {
+            let volume = self.volumes[index].number;
+            let token = self.start_io(index, Purpose::RequestLocal(key));
+            self.requests[key].local = Local::Pending { operations: 1, failed: false };
+            self.out.push(Action::Flush { token, volume });
+        } else if flush {
+            self.requests[key].local = Local::Ok;
+        }
+        self.settle(key);
+    }
+
+    /// Starts the writes that waited for an overlapping one.
+    pub(crate) fn retry_overlapping(&mut self, index: usize) {
+        for _ in 0..self.volumes[index].overlapping.len() {
+            if let Some(key) = self.volumes[index].overlapping.pop_front() {
+                self.start_write(key);
+            }
+        }
+    }
+
+    pub(crate) fn log_no_data(&mut self, index: usize, range: SectorRange) {
+        let text =
+            format!("IO ERROR: neither local nor remote data, sector {}+{}", range.start.0, range.sectors());
+        self.say_rarely(Level::Error, Some(index), text);
+    }
+}

@@ -1,0 +1,133 @@
+//! The end of a resync: proof that the link lives, then the identifiers (io spec 15.11, I18; states spec 12.4).
+
+use udrbd_units::{ConnectionState, DiskState};
+
+use super::Finish;
+use crate::Engine;
+use crate::change::Verbosity;
+use crate::generation::GenerationSet;
+use crate::interface::{Handler, Level};
+use crate::state::{Enforcement, StateRequest};
+use crate::volume::PeerGenerations;
+
+impl Engine {
+    /// Everything is in sync that can be: the resync ends, once the peer is known to be there.
+    pub(crate) fn finish_resync(&mut self, index: usize) {
+        if self.volumes[index].resync.finishing.is_none() && self.volumes[index].resync.running {
+            self.volumes[index].resync.finishing = Some(Finish::Extents);
+            self.volumes[index].resync.timer = None;
+            self.attention = true;
+        }
+    }
+
+    /// Takes the end of a resync further. Returns whether something happened.
+    pub(crate) fn run_resync_finish(&mut self, index: usize) -> bool {
+        match self.volumes[index].resync.finishing {
+            None => false,
+            Some(Finish::Extents) => {
+                if !self.volumes[index].resync.waiting_reads.is_empty() {
+                    return false;
+                }
+                if let Some(disk) = &mut self.volumes[index].disk {
+                    disk.extents.cancel_all();
+                }
+                let ping = self.ping();
+                self.volumes[index].resync.finishing = Some(Finish::Ping(ping));
+                true
+            }
+            Some(Finish::Ping(number)) => {
+                if self.connection.pings_answered < number {
+                    return false;
+                }
+                self.volumes[index].resync.finishing = None;
+                self.conclude_resync(index);
+                true
+            }
+        }
+    }
+
+    fn conclude_resync(&mut self, index: usize) {
+        let old = self.volumes[index].state;
+        if old.connection <= ConnectionState::Connected {
+            return;
+        }
+        self.log_resync_done(index);
+        let target = matches!(old.connection, ConnectionState::SyncTarget | ConnectionState::PausedSyncT);
+        let failed = self.volumes[index].resync.failed;
+        let mut request = StateRequest {
+            disk: Some(DiskState::UpToDate),
+            peer_disk: Some(DiskState::UpToDate),
+            ..StateRequest::connection(ConnectionState::Connected)
+        };
+        if failed > 0 {
+            self.say(Level::Error, Some(index), format!("            {failed} failed blocks"));
+            if target {
+                request.disk = Some(DiskState::Inconsistent);
+            } else {
+                request.peer_disk = Some(DiskState::Inconsistent);
+            }
+        } else {
+            self.conclude_generations(index, target);
+        }
+        self.change_volume(index, request, Enforcement::Soft, Verbosity::Verbose);
+        let was_source = old.connection == ConnectionState::SyncSource;
+        let fencing = self.fencing_policy() != crate::interface::Fencing::DontCare;
+        let all_good = self
+            .volume_states()
+            .all(|state| state.disk == DiskState::UpToDate && state.peer_disk == DiskState::UpToDate);
+        self.volumes[index].resync.stop();
+        if was_source && fencing && all_good {
+            self.run_handler(Handler::UnfencePeer, None);
+        }
+        if target {
+            self.run_handler(Handler::AfterResyncTarget, Some(index));
+        }
+        self.touch_superblock(index);
+    }
+
+    fn log_resync_done(&mut self, index: usize) {
+        let (elapsed, paused) = self.volumes[index].resync.elapsed(self.now);
+        let resync = &self.volumes[index].resync;
+        let active = elapsed.saturating_sub(paused).as_secs().max(1);
+        let total_kib = resync.total.saturating_sub(resync.failed) * 4;
+        let (equal, total) = (resync.equal_blocks, resync.total);
+        let by_checksum = resync.by_checksum;
+        let text = format!(
+            "Resync done (total {} sec; paused {} sec; {} K/sec)",
+            elapsed.as_secs(),
+            paused.as_secs(),
+            total_kib / active
+        );
+        self.say(Level::Info, Some(index), text);
+        if by_checksum && total > 0 {
+            let text = format!(
+                "{} % had equal checksums, eliminated: {}K; transferred {}K total {}K",
+                equal * 100 / total,
+                equal * 4,
+                total.saturating_sub(equal) * 4,
+                total * 4
+            );
+            self.say(Level::Info, Some(index), text);
+        }
+    }
+
+    fn conclude_generations(&mut self, index: usize, target: bool) {
+        let primary = self.is_primary(index);
+        let peer = self.volumes[index].peer_generations;
+        self.change_generations(index, |set| match peer.filter(|_| target) {
+            Some(peer) => {
+                let peer =
+                    GenerationSet { current: peer.current, bitmap: peer.bitmap, history: peer.history };
+                set.finish_resync_as_target(&peer, primary);
+            }
+            None => set.finish_resync_as_source(),
+        });
+        self.log_generations(index, "updated UUIDs");
+        // From now on the peer's are the own.
+        if let (Some(set), Some(peer)) = (self.generations(index), &mut self.volumes[index].peer_generations)
+        {
+            *peer =
+                PeerGenerations { current: set.current, bitmap: set.bitmap, history: set.history, ..*peer };
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Background work: from the start of a resync to its end (io spec 15; states spec 12).
+
+mod control;
+pub(crate) mod exchange;
+mod finish;
+mod source;
+mod start;
+mod target;
+mod verify;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use udrbd_units::{ConnectionState, GenerationId, Sector, SectorRange};
+
+use crate::interface::{Duration, SyncProgress, Time};
+use crate::slab::Key;
+use control::Controller;
+pub(crate) use source::Locks;
+
+/// Progress marks kept, and how far they are apart.
+const MARKS: usize = 8;
+const MARK_DISTANCE: Duration = Duration::from_secs(3);
+
+/// A resync that is about to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// SyncSource or SyncTarget.
+    pub(crate) side: ConnectionState,
+    /// The handler has allowed it.
+    pub(crate) allowed: bool,
+}
+
+/// The background work of a volume.
+#[derive(Debug, Default)]
+pub(crate) struct Resync {
+    pub(crate) start: Option<Start>,
+    pub(crate) running: bool,
+    /// Blocks at the start, and failed since.
+    pub(crate) total: u64,
+    pub(crate) failed: u64,
+    started: Time,
+    paused_at: Option<Time>,
+    paused: Duration,
+    marks: [(Time, u64); MARKS],
+    last_mark: usize,
+
+    /// Target: the block to look at next, requests not answered, and when the next step is due.
+    pub(super) next_block: u64,
+    pub(super) pending: u32,
+    /// What was asked for, by its first sector, with the locks.
+    pub(super) asked: BTreeMap<Sector, (SectorRange, Locks)>,
+    pub(crate) timer: Option<Time>,
+    pub(super) controller: Controller,
+    pub(super) sectors_arrived: u64,
+    /// The superblock that has to be durable before the first request.
+    pub(super) after_superblock: Option<u64>,
+    pub(super) by_checksum: bool,
+    pub(super) equal_blocks: u64,
+
+    /// Source: reads of the peer that wait for their extent.
+    pub(crate) waiting_reads: VecDeque<Key>,
+    /// Source: the identifier to tell the peer when the superblock of this version is durable.
+    pub(crate) sync_uuid_due: Option<(u64, GenerationId)>,
+    /// A P_STATE waits for that.
+    pub(crate) state_due: bool,
+
+    pub(crate) done_posted: bool,
+    pub(super) finishing: Option<Finish>,
+}
+
+/// The end of a resync, waiting for a sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finish {
+    /// Extents are still in use.
+    Extents,
+    /// The ping with this number has to be answered.
+    Ping(u64),
+}
+
+impl Resync {
+    /// A resync of `total` blocks begins.
+    pub(super) fn begin(&mut self, now: Time, total: u64) {
+        self.running = true;
+        self.total = total;
+        self.failed = 0;
+        self.started = now;
+        self.paused = Duration::ZERO;
+        self.paused_at = None;
+        self.marks = [(now, total); MARKS];
+        self.last_mark = 0;
+        self.next_block = 0;
+        self.pending = 0;
+        self.asked.clear();
+        self.controller = Controller::default();
+        self.sectors_arrived = 0;
+        self.equal_blocks = 0;
+        self.done_posted = false;
+        self.finishing = None;
+    }
+
+    /// The connection is lost, or the work is over.
+    pub(crate) fn stop(&mut self) {
+        self.running = false;
+        self.total = 0;
+        self.failed = 0;
+        self.pending = 0;
+        self.asked.clear();
+        self.timer = None;
+        self.finishing = None;
+        self.sync_uuid_due = None;
+        self.state_due = false;
+        self.after_superblock = None;
+        self.done_posted = false;
+    }
+
+    pub(crate) const fn pause(&mut self, now: Time) {
+        self.paused_at = Some(now);
+        self.timer = None;
+    }
+
+    pub(crate) fn resume(&mut self, now: Time) {
+        if let Some(at) = self.paused_at.take() {
+            self.paused += now.since(at);
+        }
+        self.timer = Some(now);
+    }
+
+    /// Bits have been cleared: `left` are set.
+    pub(crate) fn advance(&mut self, now: Time, left: u64) {
+        if !self.running {
+            return;
+        }
+        let (time, mark_left) = self.marks[self.last_mark];
+        if now.since(time) >= MARK_DISTANCE && mark_left != left && self.paused_at.is_none() {
+            self.last_mark = (self.last_mark + 1) % MARKS;
+            self.marks[self.last_mark] = (now, left.saturating_sub(self.failed));
+        }
+    }
+
+    /// Whether something of a resync waits until the activity log lets go of an extent.
+    pub(crate) fn waits_for_extents(&self) -> bool {
+        !self.waiting_reads.is_empty() || self.timer.is_some()
+    }
+
+    /// What is shown of it.
+    pub(crate) fn progress(&self, now: Time, set_bits: u64) -> SyncProgress {
+        let (mark_time, mark_left) = self.marks[(self.last_mark + 2) % MARKS];
+        let paused = self.paused + self.paused_at.map_or(Duration::ZERO, |at| now.since(at));
+        SyncProgress {
+            total_blocks: self.total,
+            left_blocks: set_bits.saturating_sub(self.failed),
+            failed_blocks: self.failed,
+            elapsed_ns: now.since(self.started).saturating_sub(paused).as_nanos() as u64,
+            paused_ns: paused.as_nanos() as u64,
+            mark_ns: now.since(mark_time).as_nanos() as u64,
+            mark_left_blocks: mark_left,
+            want_kib: self.controller.want_kib(),
+            position: None,
+        }
+    }
+
+    pub(super) fn elapsed(&self, now: Time) -> (Duration, Duration) {
+        let paused = self.paused + self.paused_at.map_or(Duration::ZERO, |at| now.since(at));
+        (now.since(self.started), paused)
+    }
+}

@@ -1,0 +1,157 @@
+//! The source of a resync: reads what the target asks for while no application writes there (io spec 15.7).
+
+use udrbd_units::{ConnectionState, DiskState, ResyncExtent, SectorRange};
+use udrbd_wire as wire;
+
+use crate::Engine;
+use crate::peer::PeerOperation;
+use crate::resync_extents::{Begin, ResyncExtents, ResyncLock};
+use crate::slab::Key;
+
+/// The resync extents of a range. A request of DRBD never crosses a border; one that does takes both.
+pub(super) fn extents(range: SectorRange) -> impl Iterator<Item = ResyncExtent> {
+    let first = range.start.resync_extent().0;
+    let last = udrbd_units::Sector(range.end().0.max(range.start.0 + 1) - 1).resync_extent().0;
+    (first..=last).map(ResyncExtent)
+}
+
+/// The locks a request of a resync holds: on one extent, or on two where it crosses a border.
+#[derive(Debug, Default)]
+pub(crate) struct Locks(pub(super) [Option<ResyncLock>; 2]);
+
+impl Locks {
+    fn release(&mut self, extents: &mut ResyncExtents) {
+        for lock in self.0.iter_mut().filter_map(Option::take) {
+            extents.end(lock);
+        }
+    }
+}
+
+impl Engine {
+    /// Starts the reads whose extents are free of application writes. Returns whether one was started.
+    pub(crate) fn run_resync_reads(&mut self, index: usize) -> bool {
+        let mut progress = false;
+        for _ in 0..self.volumes[index].resync.waiting_reads.len() {
+            let Some(key) = self.volumes[index].resync.waiting_reads.pop_front() else { break };
+            let Some(request) = self.peer_requests.get(key) else { continue };
+            if let Some(locks) = self.lock_extents(index, request.range) {
+                self.peer_requests[key].locks = locks;
+                self.read_for_peer(key);
+                progress = true;
+            } else {
+                self.volumes[index].resync.waiting_reads.push_back(key);
+            }
+        }
+        progress
+    }
+
+    /// Locks all extents of a range against application writes, or none.
+    fn lock_extents(&mut self, index: usize, range: SectorRange) -> Option<Locks> {
+        let mut locks = Locks::default();
+        let disk = self.volumes[index].disk.as_mut()?;
+        for (place, extent) in extents(range).enumerate().take(2) {
+            if let Begin::Begun(lock) = disk.extents.begin_or_wait(extent, &disk.log, false) {
+                locks.0[place] = Some(lock);
+            } else {
+                locks.release(&mut disk.extents);
+                return None;
+            }
+        }
+        Some(locks)
+    }
+
+    /// Lets application writes into the extents of a request again.
+    pub(crate) fn unlock(&mut self, index: usize, mut locks: Locks) {
+        if let Some(disk) = &mut self.volumes[index].disk {
+            locks.release(&mut disk.extents);
+        }
+        self.attention = true;
+    }
+
+    /// A block of a resync has been read. The reply is sent before the lock is dropped, so every later write of the
+    /// extent is behind it on the socket (io spec I10).
+    pub(crate) fn answer_resync_read(&mut self, key: Key, digest: Option<wire::DigestValue>, zeroes: bool) {
+        let request = &self.peer_requests[key];
+        let (index, range, packet, failed) =
+            (request.volume, request.range, request.request(), request.failed);
+        let buffer = request.buffer;
+        let PeerOperation::ResyncRead { thin, digest: wanted } = request.operation else { return };
+        let state = self.volumes[index].state;
+        if state.connection == ConnectionState::Ahead {
+            let sequence = wire::SequenceNumber(self.volumes[index].next_sequence());
+            let ack = wire::BlockAck {
+                sector: packet.sector,
+                block_id: packet.block_id,
+                size: packet.size,
+                sequence,
+            };
+            self.send_on_meta(index, wire::Packet::ResyncCancel(ack));
+        } else if failed {
+            let text = format!("Sending NegRSDReply. sector {}s.", packet.sector);
+            self.say_rarely(crate::interface::Level::Error, Some(index), text);
+            self.send_negative_reply(index, &packet, true);
+            self.count_failed_blocks(index, range);
+        } else if state.peer_disk < DiskState::Inconsistent {
+            // Nobody is there to take it.
+        } else if wanted.is_some() && wanted == digest {
+            self.set_in_sync(index, range);
+            let sequence = wire::SequenceNumber(self.volumes[index].next_sequence());
+            let ack = wire::BlockAck {
+                sector: packet.sector,
+                block_id: packet.block_id,
+                size: packet.size,
+                sequence,
+            };
+            self.send_on_meta(index, wire::Packet::ResyncIsInSync(ack));
+        } else if thin && zeroes {
+            self.volumes[index].counters.peer_pending += 1;
+            self.volumes[index].resync.pending += 1;
+            let block = wire::BlockRange::new(packet.sector, packet.size);
+            self.send_on_data(index, wire::Packet::ResyncDeallocated(block));
+        } else if let Some(buffer) = buffer {
+            self.volumes[index].counters.peer_pending += 1;
+            self.volumes[index].resync.pending += 1;
+            self.send_data_reply(index, &packet, true, buffer);
+        }
+        let locks = std::mem::take(&mut self.peer_requests[key].locks);
+        self.unlock(index, locks);
+    }
+
+    /// The target has written a block.
+    pub(crate) fn resync_write_done(&mut self, index: usize, range: SectorRange) {
+        self.resync_answered(index);
+        self.set_in_sync(index, range);
+        self.source_may_be_done(index);
+    }
+
+    /// The target could not write a block.
+    pub(crate) fn resync_write_failed(&mut self, index: usize, range: SectorRange) {
+        self.resync_answered(index);
+        self.count_failed_blocks(index, range);
+    }
+
+    pub(super) fn resync_answered(&mut self, index: usize) {
+        let volume = &mut self.volumes[index];
+        volume.counters.peer_pending = volume.counters.peer_pending.saturating_sub(1);
+        volume.resync.pending = volume.resync.pending.saturating_sub(1);
+    }
+
+    /// Blocks of a resync that stay out of sync.
+    pub(super) fn count_failed_blocks(&mut self, index: usize, range: SectorRange) {
+        let volume = &mut self.volumes[index];
+        if let (Some(blocks), Some(disk)) = (range.touched_blocks(), &volume.disk) {
+            volume.resync.failed += disk.bitmap.count(blocks);
+        }
+        self.attention = true;
+    }
+
+    /// Up to version 95 the source counts for itself.
+    fn source_may_be_done(&mut self, index: usize) {
+        let volume = &self.volumes[index];
+        let old_protocol = self.connection.dialect.version <= 95;
+        let source = volume.state.connection == ConnectionState::SyncSource;
+        if old_protocol && source && volume.set_bits() <= volume.resync.failed {
+            self.finish_resync(index);
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The target of a resync: asks for blocks, writes them (io spec 15.2 to 15.4).
+
+use udrbd_units::{BlockNumber, ConnectionState, SectorRange};
+use udrbd_wire as wire;
+
+use super::source::Locks;
+use crate::Engine;
+use crate::connection::parameters::Verdict;
+use crate::interface::{Action, Buffer, DiscardMode, Duration, Level};
+use crate::peer::{PeerOperation, PeerRequest};
+use crate::sending::Ack;
+use crate::slab::Key;
+
+/// The time between two steps.
+const STEP: Duration = Duration::from_millis(100);
+/// Blocks of a 16 MiB extent.
+const EXTENT_BLOCKS: u64 = udrbd_units::RESYNC_EXTENT_BLOCKS;
+/// Bytes of the largest request.
+const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// What came of trying to ask for blocks.
+enum Asked {
+    Blocks(u64),
+    Busy,
+    Nothing,
+}
+
+impl Engine {
+    /// A step of the target is due.
+    pub(crate) fn run_resync_step(&mut self, index: usize) {
+        let now = self.now;
+        let volume = &self.volumes[index];
+        if volume.resync.timer.is_none_or(|timer| timer > now)
+            || volume.state.connection != ConnectionState::SyncTarget
+        {
+            return;
+        }
+        if volume.resync.after_superblock.is_some_and(|version| !self.superblock_is_durable(index, version)) {
+            self.volumes[index].resync.timer = Some(now.after(Duration::from_millis(1)));
+            return;
+        }
+        self.volumes[index].resync.after_superblock = None;
+        let max_buffers = self.connection.options.as_ref().map_or(2048, |options| options.max_buffers);
+        let volume = &mut self.volumes[index];
+        let arrived = std::mem::take(&mut volume.resync.sectors_arrived);
+        let Some(disk) = &volume.disk else { return };
+        let number = volume.resync.controller.step(&disk.options, max_buffers, arrived);
+        volume.resync.timer = Some(now.after(STEP));
+        let mut asked = 0;
+        while (asked as i64) < number {
+            match self.ask_for_blocks(index, number as u64 - asked) {
+                Asked::Blocks(blocks) => asked += blocks,
+                Asked::Busy => break,
+                Asked::Nothing => {
+                    self.volumes[index].resync.timer = None;
+                    break;
+                }
+            }
+        }
+        self.volumes[index].resync.controller.asked(asked);
+        self.resync_may_be_done(index);
+    }
+
+    /// Asks for the next run of blocks that are out of sync, `limit` at the most.
+    fn ask_for_blocks(&mut self, index: usize, limit: u64) -> Asked {
+        let volume = &mut self.volumes[index];
+        let capacity = volume.size;
+        let Some(disk) = &mut volume.disk else { return Asked::Nothing };
+        let Some(block) = disk.bitmap.find_next_set(BlockNumber(volume.resync.next_block)) else {
+            volume.resync.next_block = disk.bitmap.bits();
+            return Asked::Nothing;
+        };
+        volume.resync.next_block = block.0;
+        let Ok(lock) = disk.extents.try_begin(block.resync_extent(), &disk.log, false) else {
+            return Asked::Busy;
+        };
+        let limit_bytes = disk.properties.max_request_bytes.min(REQUEST_BYTES_MAX);
+        let blocks = run_length(&disk.bitmap, block.0, limit, limit_bytes);
+        volume.resync.next_block = block.0 + blocks;
+        let start = udrbd_units::Sector::of_block(block);
+        let sectors = (blocks * 8).min(capacity.0 - start.0);
+        let range = SectorRange::new(start, (sectors * 512) as u32);
+        volume.resync.asked.insert(start, (range, Locks([Some(lock), None])));
+        if volume.resync.by_checksum {
+            let key = self.peer_requests.insert(PeerRequest {
+                volume: index,
+                operation: PeerOperation::ChecksumRead,
+                range,
+                block_id: wire::BlockId::SYNCER,
+                buffer: None,
+                outstanding: 0,
+                failed: false,
+                orphaned: false,
+                locks: Locks::default(),
+            });
+            self.read_for_peer(key);
+        } else {
+            volume.counters.peer_pending += 1;
+            volume.resync.pending += 1;
+            let request = wire::BlockRequest::new(range.start, wire::BlockId::SYNCER, range.bytes);
+            self.send_on_data(index, wire::Packet::ResyncDataRequest(request));
+        }
+        Asked::Blocks(blocks)
+    }
+
+    /// The own data have been read for a comparison: the peer is asked with their digest (io spec 15.8).
+    pub(crate) fn ask_with_checksum(&mut self, key: Key, digest: Option<wire::DigestValue>) {
+        let Some(request) = self.peer_requests.get(key) else { return };
+        let (index, range, failed) = (request.volume, request.range, request.failed);
+        self.forget_peer_request(key);
+        let volume = &mut self.volumes[index];
+        volume.counters.peer_pending += 1;
+        volume.resync.pending += 1;
+        let request = wire::BlockRequest::new(range.start, wire::BlockId::SYNCER, range.bytes);
+        let number = volume.number;
+        // A block that cannot be read here is asked for as it is.
+        let packet = match digest {
+            Some(_) if !failed => wire::Packet::ChecksumResyncRequest(request),
+            _ => wire::Packet::ResyncDataRequest(request),
+        };
+        let digest = digest.filter(|_| !failed);
+        self.send_with(
+            crate::interface::SocketRole::Data,
+            number,
+            packet,
+            crate::interface::Payload::None,
+            false,
+            digest,
+            None,
+        );
+    }
+
+    /// P_RS_DATA_REPLY.
+    pub(crate) fn resync_data_received(
+        &mut self,
+        index: usize,
+        range: SectorRange,
+        payload: Option<Buffer>,
+        intact: bool,
+    ) -> Verdict {
+        self.volumes[index].counters.received_sectors += range.sectors();
+        self.volumes[index].resync.sectors_arrived += range.sectors();
+        let asked = self.take_asked(index, range);
+        let Some(locks) = asked.filter(|_| intact) else {
+            self.release(payload);
+            return Verdict::Reconnect;
+        };
+        self.resync_answered(index);
+        if !self.volumes[index].has_disk() {
+            self.release(payload);
+            self.unlock(index, locks);
+            self.send_ack(index, Ack::Failed, range.start, wire::BlockId::SYNCER, range.bytes);
+            return Verdict::Good;
+        }
+        let Some(buffer) = payload else { return Verdict::Reconnect };
+        let key = self.accept_resync_write(index, range, Some(buffer), locks);
+        let volume = self.volumes[index].number;
+        let token = self.start_peer_io(index, key);
+        self.out.push(Action::Write { token, volume, range, buffer, fua: false, preflush: false });
+        Verdict::Good
+    }
+
+    /// P_RS_DEALLOCATED: zeroes.
+    pub(crate) fn resync_deallocated(&mut self, index: usize, range: SectorRange) -> Verdict {
+        self.volumes[index].resync.sectors_arrived += range.sectors();
+        let Some(locks) = self.take_asked(index, range) else { return Verdict::Reconnect };
+        self.resync_answered(index);
+        if !self.volumes[index].has_disk() {
+            self.unlock(index, locks);
+            self.send_ack(index, Ack::Failed, range.start, wire::BlockId::SYNCER, range.bytes);
+            return Verdict::Good;
+        }
+        let key = self.accept_resync_write(index, range, None, locks);
+        let volume = self.volumes[index].number;
+        let token = self.start_peer_io(index, key);
+        let mode = DiscardMode::ZeroesMayUnmap;
+        self.out.push(Action::Discard { token, volume, range, mode });
+        Verdict::Good
+    }
+
+    /// Finds what was asked for: only that may be answered.
+    fn take_asked(&mut self, index: usize, range: SectorRange) -> Option<Locks> {
+        let asked = &mut self.volumes[index].resync.asked;
+        if asked.get(&range.start).is_some_and(|(wanted, _)| *wanted == range) {
+            return asked.remove(&range.start).map(|(_, locks)| locks);
+        }
+        let text =
+            format!("resync reply for sector {}s +{}, which was not asked for", range.start, range.bytes);
+        self.say(Level::Error, Some(index), text);
+        None
+    }
+
+    fn accept_resync_write(
+        &mut self,
+        index: usize,
+        range: SectorRange,
+        buffer: Option<Buffer>,
+        locks: Locks,
+    ) -> Key {
+        self.volumes[index].counters.unacknowledged += 1;
+        let key = self.peer_requests.insert(PeerRequest {
+            volume: index,
+            operation: PeerOperation::ResyncWrite,
+            range,
+            block_id: wire::BlockId::SYNCER,
+            buffer,
+            outstanding: 0,
+            failed: false,
+            orphaned: false,
+            locks,
+        });
+        self.volumes[index].sync_writes.insert(range, key);
+        key
+    }
+
+    /// A resync write has ended.
+    pub(crate) fn resync_write_ended(&mut self, key: Key) {
+        let Some(request) = self.peer_requests.remove(key) else { return };
+        let (index, range) = (request.volume, request.range);
+        self.release(request.buffer);
+        let volume = &mut self.volumes[index];
+        volume.sync_writes.remove(range, key);
+        volume.counters.written_sectors += range.sectors();
+        volume.counters.unacknowledged = volume.counters.unacknowledged.saturating_sub(1);
+        if request.failed {
+            self.count_failed_blocks(index, range);
+            self.local_io_failed(index, false);
+        } else {
+            self.set_in_sync(index, range);
+        }
+        if !request.orphaned {
+            let ack = if request.failed { Ack::Failed } else { Ack::WrittenInSync };
+            self.send_ack(index, ack, range.start, wire::BlockId::SYNCER, range.bytes);
+        }
+        self.unlock(index, request.locks);
+        self.resync_may_be_done(index);
+    }
+
+    /// P_NEG_RS_DREPLY, or (`cancelled`) P_RS_CANCEL. They count as arrived (io spec 23.3).
+    pub(crate) fn resync_reply_failed(&mut self, index: usize, range: SectorRange, cancelled: bool) {
+        let Some(locks) = self.take_asked(index, range) else { return };
+        self.resync_answered(index);
+        self.volumes[index].resync.sectors_arrived += range.sectors();
+        self.unlock(index, locks);
+        if !cancelled {
+            self.count_failed_blocks(index, range);
+        }
+        self.resync_may_be_done(index);
+    }
+
+    /// P_RS_IS_IN_SYNC: the digests were equal.
+    pub(crate) fn resync_in_sync(&mut self, index: usize, range: SectorRange) {
+        let Some(locks) = self.take_asked(index, range) else { return };
+        self.resync_answered(index);
+        self.volumes[index].resync.sectors_arrived += range.sectors();
+        self.volumes[index].resync.equal_blocks += range.sectors() / 8;
+        self.set_in_sync(index, range);
+        self.unlock(index, locks);
+        self.resync_may_be_done(index);
+    }
+
+    /// Whether that was the last block (also after a failure: io spec 23.4).
+    pub(crate) fn resync_may_be_done(&mut self, index: usize) {
+        let volume = &self.volumes[index];
+        let target =
+            matches!(volume.state.connection, ConnectionState::SyncTarget | ConnectionState::PausedSyncT);
+        let quiet = volume.resync.pending == 0 && volume.sync_writes.is_empty();
+        if target
+            && quiet
+            && volume.resync.running
+            && !volume.resync.done_posted
+            && volume.resync.after_superblock.is_none()
+            && volume.set_bits() <= volume.resync.failed
+        {
+            self.volumes[index].resync.done_posted = true;
+            self.write_changed_pages(index);
+            self.finish_resync(index);
+        }
+    }
+}
+
+/// How many blocks from `first` on make one request (io spec 15.3).
+fn run_length(bitmap: &crate::bitmap::Bitmap, first: u64, limit: u64, bytes_max: u32) -> u64 {
+    let most = limit.min(u64::from(bytes_max) / 4096).max(1);
+    let mut blocks = 1;
+    while blocks < most {
+        let next = first + blocks;
+        // The start is aligned to the next power of two above the size so far.
+        let aligned = first.is_multiple_of((blocks + 1).next_power_of_two());
+        if !aligned
+            || next.is_multiple_of(EXTENT_BLOCKS)
+            || next >= bitmap.bits()
+            || !bitmap.any_set(next..=next)
+        {
+            break;
+        }
+        blocks += 1;
+    }
+    blocks
+}
