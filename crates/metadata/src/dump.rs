@@ -4,8 +4,9 @@ use std::io::{self, Write};
 
 use udrbd_units::Sector;
 
-use crate::Superblock;
+use crate::activity_log::{self, RingBlock};
 use crate::bitmap::area_bytes;
+use crate::{BLOCK_BYTES, Superblock};
 
 /// What stands above the bitmap.
 #[derive(Clone, Debug)]
@@ -208,4 +209,47 @@ pub fn clip_size(superblock: &mut Superblock, usable: Sector) -> Option<String> 
         superblock.la_size_sect = usable;
         format!("# la-size-sect was too big ({found}), truncated ({usable})!")
     })
+}
+
+/// Writes the activity log area as comments, as `dump-md` does when it is very verbose. Blocks of other formats show
+/// as invalid.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_ring(out: &mut impl Write, area: &[u8], al_nr_extents: u32) -> io::Result<()> {
+    let mut highest = 0;
+    writeln!(out, "# al {{")?;
+    for (number, block) in area.as_chunks::<BLOCK_BYTES>().0.iter().enumerate() {
+        let transaction = match RingBlock::decode(block) {
+            RingBlock::Corrupt => {
+                writeln!(out, "#     block {number:2} {{ INVALID }}")?;
+                continue;
+            }
+            RingBlock::Initialized => {
+                writeln!(out, "#     block {number:2} {{ INITIALIZED }}")?;
+                continue;
+            }
+            RingBlock::Update(transaction) => transaction,
+        };
+        writeln!(out, "#     block {number:2} {{\n# \tmagic: 0x{:08x}", activity_log::MAGIC)?;
+        writeln!(out, "# \ttype: 0x{:04x}", transaction.transaction_type())?;
+        writeln!(out, "# \ttr: {:10}", transaction.number())?;
+        writeln!(out, "# \tactive set size: {}", transaction.slots())?;
+        highest = highest.max(u32::from(transaction.slots().saturating_sub(1)));
+        for (index, (slot, extent)) in transaction.context().enumerate() {
+            writeln!(out, "# \t{index:2}: {slot:10} {:10}", extent.0)?;
+            highest = highest.max(slot);
+        }
+        writeln!(out, "# \tupdates: {}", transaction.update_count())?;
+        for (index, update) in transaction.updates().enumerate() {
+            writeln!(out, "# \t{index:2}: {:10} {:10}", update.slot, update.extent.0)?;
+            highest = highest.max(u32::from(update.slot));
+        }
+        writeln!(out, "# \tcrc32c: 0x{:08x}\n#     }}", transaction.checksum())?;
+    }
+    if highest >= al_nr_extents {
+        writeln!(out, "### CAUTION: maximum slot number found in AL: {highest}")?;
+        writeln!(out, "### CAUTION: but 'super-block' al-extents is: {al_nr_extents}")?;
+    }
+    writeln!(out, "# }}")
 }

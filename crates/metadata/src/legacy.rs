@@ -53,7 +53,8 @@ pub(crate) fn replay(area: &[u8], al_nr_extents: u32) -> Replay {
                 continue;
             }
             if slot >= crate::layout::AL_EXTENTS_MAX {
-                notes.push(ReplayNote::SlotOutOfRange { number: sector.number(), slot });
+                let position = (position % sectors.len()) as u32;
+                notes.push(ReplayNote::SlotOutOfRange { position, slot, updated: false });
                 continue;
             }
             let slot = slot as usize;

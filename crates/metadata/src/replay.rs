@@ -32,10 +32,12 @@ pub enum ReplayNote {
     LegacyInvalid(u32),
     /// A transaction names a slot no activity log can have; it is skipped.
     SlotOutOfRange {
-        /// Number of the transaction.
-        number: u32,
+        /// Where the transaction lies in the ring: that is what the original calls `tr`.
+        position: u32,
         /// The slot.
         slot: u32,
+        /// Whether it was named as changed, not in the context window.
+        updated: bool,
     },
 }
 
@@ -48,8 +50,9 @@ impl fmt::Display for ReplayNote {
                 "{count} corrupt or uninitialized AL transactions found\n\
                  You can safely ignore this if this node was cleanly stopped (no crash)."
             ),
-            Self::SlotOutOfRange { number, slot } => {
-                write!(formatter, "slot number out of range: tr:{number} slot:{slot}")
+            Self::SlotOutOfRange { position, slot, updated } => {
+                let kind = if *updated { "update " } else { "" };
+                write!(formatter, "{kind}slot number out of range: tr:{position} slot:{slot}")
             }
         }
     }
@@ -126,7 +129,7 @@ pub fn replay(area: &[u8], striping: Striping) -> Replay {
             let unwrapped = if newest.position < oldest.position { blocks.len() } else { 0 };
             for position in oldest.position..=newest.position + unwrapped {
                 if let RingBlock::Update(transaction) = RingBlock::decode(at(position)) {
-                    slots.follow(transaction, &mut notes);
+                    slots.follow(transaction, (position % blocks.len()) as u32, &mut notes);
                 }
             }
             Ok(Replayed::Hot { extents: slots.into_extents(), newest: newest.number })
@@ -153,11 +156,12 @@ impl Bound {
 struct SlotTable(Vec<Extent>);
 
 impl SlotTable {
-    fn follow(&mut self, transaction: Transaction<'_>, notes: &mut Vec<ReplayNote>) {
-        let updates = transaction.updates().map(|update| (u32::from(update.slot), update.extent));
-        for (slot, extent) in transaction.context().chain(updates) {
+    fn follow(&mut self, transaction: Transaction<'_>, position: u32, notes: &mut Vec<ReplayNote>) {
+        let context = transaction.context().map(|(slot, extent)| (slot, extent, false));
+        let updates = transaction.updates().map(|update| (u32::from(update.slot), update.extent, true));
+        for (slot, extent, updated) in context.chain(updates) {
             if slot >= AL_EXTENTS_MAX {
-                notes.push(ReplayNote::SlotOutOfRange { number: transaction.number(), slot });
+                notes.push(ReplayNote::SlotOutOfRange { position, slot, updated });
                 continue;
             }
             let slot = slot as usize;

@@ -14,7 +14,7 @@ use super::{BAD, FAILED, Outcome, stop, tell};
 
 /// The largest activity log the kernel can have been told to make is read as a whole; this is a guard against a
 /// superblock that asks for memory without end.
-pub(super) const LOG_BYTES_MAX: u64 = 1 << 30;
+const LOG_BYTES_MAX: u64 = 1 << 30;
 
 pub(super) fn apply_al(context: &Context) -> Outcome<i32> {
     let Opened { mut device, presence } = open(context)?;
@@ -26,12 +26,7 @@ pub(super) fn apply_al(context: &Context) -> Outcome<i32> {
             return Ok(FAILED);
         }
     };
-    let bytes = metadata.layout.al_bytes();
-    if bytes > LOG_BYTES_MAX {
-        return stop(BAD, format_args!("activity log of {bytes} bytes is too large"));
-    }
-    let mut log = Buffer::new(bytes as usize);
-    device.read("apply_al", &mut log, metadata.layout.al_start().bytes())?;
+    let log = read_log(&device, &metadata.layout)?;
     let plan = plan(&metadata.superblock, log.bytes());
     for note in &plan.notes {
         tell(note);
@@ -39,6 +34,17 @@ pub(super) fn apply_al(context: &Context) -> Outcome<i32> {
     let Ok(writes) = plan.writes else { return Ok(FAILED) };
     carry_out(context, &device, &mut metadata, &writes)?;
     Ok(0)
+}
+
+/// Reads the activity log as it lies on the device.
+pub(super) fn read_log(device: &Device, layout: &Layout) -> Outcome<Buffer> {
+    let bytes = layout.al_bytes();
+    if bytes > LOG_BYTES_MAX {
+        return stop(BAD, format_args!("activity log of {bytes} bytes is too large"));
+    }
+    let mut log = Buffer::new(bytes as usize);
+    device.read("apply_al", &mut log, layout.al_start().bytes())?;
+    Ok(log)
 }
 
 /// Writes what has been decided. Each step is durable before the next, or a power cut between could leave a superblock
@@ -64,7 +70,7 @@ fn carry_out(context: &Context, device: &Device, metadata: &mut Metadata, writes
 
 /// Fills the activity log with empty transactions.
 pub(super) fn initialize_ring(device: &Device, layout: &Layout) -> Outcome<()> {
-    device.fill("initialize_al", &initialized_block(), layout.al_start().bytes(), layout.al_bytes())
+    device.fill("md_initialize_common:AL", &initialized_block(), layout.al_start().bytes(), layout.al_bytes())
 }
 
 /// Sets the bits of the extents, page by page; returns how many were not set before.

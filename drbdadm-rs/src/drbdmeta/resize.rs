@@ -3,7 +3,7 @@
 use udrbd_metadata::{BLOCK_BYTES, Flags, Layout, Placement, bitmap};
 use udrbd_units::SECTOR_BYTES;
 
-use super::apply::LOG_BYTES_MAX;
+use super::apply::read_log;
 use super::device::{Buffer, Device};
 use super::known::{self, KnownDevice};
 use super::open::{Metadata, Opened, Presence, open, remember, write_superblock};
@@ -62,12 +62,7 @@ pub(super) fn move_to_end(
         let size = old.superblock.la_size_sect;
         return stop(BAD, format_args!("the meta data would overwrite data: device of {size} sectors"));
     }
-    let log_bytes = old.layout.al_bytes();
-    if log_bytes > LOG_BYTES_MAX {
-        return stop(BAD, format_args!("activity log of {log_bytes} bytes is too large"));
-    }
-    let mut log = Buffer::new(log_bytes as usize);
-    device.read("move_internal_md", &mut log, old.layout.al_start().bytes())?;
+    let log = read_log(device, &old.layout)?;
 
     let old_place = old.layout.superblock.bytes();
     let new_start = layout.first_sector().bytes();

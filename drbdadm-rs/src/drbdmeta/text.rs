@@ -2,17 +2,19 @@
 
 use std::io::{BufWriter, Read, Write};
 
-use udrbd_metadata::dump::{BitmapWriter, DumpHead, MovedDevice, clip_size};
+use udrbd_metadata::dump::{BitmapWriter, DumpHead, MovedDevice, clip_size, write_ring};
 use udrbd_metadata::restore::{DumpParser, ParseError, ParsedDump};
 use udrbd_metadata::{BLOCK_BYTES, Layout, bitmap};
 use udrbd_units::Sector;
 
-use super::apply::initialize_ring;
+use super::apply::{initialize_ring, read_log};
 use super::device::{Buffer, Device};
 use super::open::{Metadata, Opened, Presence, open, write_superblock};
 use super::options::Context;
 use super::{BAD, FAILED, Outcome, USAGE, confirmed, create, existing, reason, say, stop, tell};
 
+/// How often `--verbose` must be given for the activity log to be shown.
+const RING_VERBOSITY: u32 = 10;
 /// Pages of bitmap that are moved in one piece.
 const PIECE_PAGES: u64 = 256;
 
@@ -50,7 +52,24 @@ pub(super) fn dump_md(context: &Context) -> Outcome<i32> {
         }),
     };
     write_dump(&device, &metadata, &head)?;
+    if context.verbose >= RING_VERBOSITY {
+        show_ring(&device, &metadata)?;
+    }
     Ok(0)
+}
+
+/// Shows the activity log.
+fn show_ring(device: &Device, metadata: &Metadata) -> Outcome<()> {
+    let log = read_log(device, &metadata.layout)?;
+    let written = write_ring(
+        &mut BufWriter::new(std::io::stdout().lock()),
+        log.bytes(),
+        metadata.superblock.al_nr_extents,
+    );
+    match written {
+        Ok(()) => Ok(()),
+        Err(error) => stop(BAD, format_args!("writing the dump failed: {}", reason(&error))),
+    }
 }
 
 fn write_dump(device: &Device, metadata: &Metadata, head: &DumpHead<'_>) -> Outcome<()> {
