@@ -21,6 +21,8 @@ use crate::target::{Target, TargetName};
 /// Bytes in a block, the smallest thing a workload writes.
 pub const BLOCK: u64 = 4096;
 const SECTOR: usize = 512;
+/// Most blocks that one read of a check takes.
+const RUN_MAX: u64 = 256;
 /// First word of every sector that a workload wrote.
 const MARK: u64 = 0x7564_7262_645f_696f;
 
@@ -260,25 +262,25 @@ pub fn verify(target: &TargetName, journal: &Path) -> Result<Checked> {
     let mut target = Target::open_to_read(target)?;
     let mut wrong = Vec::new();
     let mut wrong_count = 0_u64;
-    let mut data = vec![0; BLOCK as usize];
+    let mut data = vec![0; (RUN_MAX * BLOCK) as usize];
     let mut blocks: Vec<_> = promises.issued.iter().collect();
     blocks.sort_by_key(|(block, _)| **block);
-    for (block, issued) in &blocks {
-        let last = issued
-            .iter()
-            .rev()
-            .find(|sequence| promises.acknowledged.contains(sequence))
-            .copied()
-            .unwrap_or(0);
-        target.read(**block * BLOCK, &mut data)?;
-        for (index, sector) in data.chunks_exact(SECTOR).enumerate() {
-            let place = **block * (BLOCK / SECTOR as u64) + index as u64;
-            let found = origin(sector, place);
-            let right = found.is_some_and(|found| found >= last && (found == 0 || issued.contains(&found)));
-            if !right {
-                wrong_count += 1;
-                if wrong.len() < 5 {
-                    wrong.push(format!("sector {place}: last acknowledged {last}, found {found:?}"));
+    for run in runs(&blocks) {
+        let bytes = &mut data[..run.len() * BLOCK as usize];
+        target.read(*run[0].0 * BLOCK, bytes)?;
+        for ((block, issued), data) in run.iter().zip(bytes.chunks_exact(BLOCK as usize)) {
+            let last = issued.iter().rev().find(|sequence| promises.acknowledged.contains(sequence));
+            let last = last.copied().unwrap_or(0);
+            for (index, sector) in data.chunks_exact(SECTOR).enumerate() {
+                let place = **block * (BLOCK / SECTOR as u64) + index as u64;
+                let found = origin(sector, place);
+                let right =
+                    found.is_some_and(|found| found >= last && (found == 0 || issued.contains(&found)));
+                if !right {
+                    wrong_count += 1;
+                    if wrong.len() < 5 {
+                        wrong.push(format!("sector {place}: last acknowledged {last}, found {found:?}"));
+                    }
                 }
             }
         }
@@ -289,6 +291,20 @@ pub fn verify(target: &TargetName, journal: &Path) -> Result<Checked> {
     let acknowledged = promises.acknowledged.len() as u64;
     let all: std::collections::HashSet<u64> = promises.issued.values().flatten().copied().collect();
     Ok(Checked { blocks: blocks.len() as u64, acknowledged, unanswered: all.len() as u64 - acknowledged })
+}
+
+/// Cuts sorted blocks into runs without a gap, none longer than one read takes.
+fn runs<'a, 'b>(blocks: &'a [(&'b u64, &'b Vec<u64>)]) -> Vec<&'a [(&'b u64, &'b Vec<u64>)]> {
+    let mut runs = Vec::new();
+    let mut start = 0;
+    for end in 1..=blocks.len() {
+        let ends = blocks.get(end).is_none_or(|(block, _)| **block != *blocks[end - 1].0 + 1);
+        if ends || end - start == RUN_MAX as usize {
+            runs.push(&blocks[start..end]);
+            start = end;
+        }
+    }
+    runs
 }
 
 /// Compares the first `bytes` of two targets and returns the block numbers that differ.
