@@ -29,6 +29,7 @@ const CASES: &[Case] = &[
         "our_drbdmeta_reads_the_kernels_metadata_as_the_real_one_does",
         metadata::kernel_dumps_are_equal,
     ),
+    Case::new("the_kernel_runs_on_metadata_our_drbdmeta_created", metadata::kernel_takes_our_metadata),
     Case::new("both_drbdmeta_apply_a_hot_activity_log_alike", metadata::activity_log_is_applied_alike),
     Case::new("kernel_pair_survives_a_power_cut_of_its_primary", power::kernel_pair),
     Case::new("power_cut_kernel_primary_recovers_against_udrbd", power::kernel_primary),

@@ -86,6 +86,26 @@ pub(crate) fn kernel_dumps_are_equal() -> Result<()> {
     })
 }
 
+/// The kernel attaches, syncs and replicates on metadata that our drbdmeta wrote.
+pub(crate) fn kernel_takes_our_metadata() -> Result<()> {
+    replica::built(&["drbdmeta"])?;
+    Duo::play((Kind::Kernel, Kind::Kernel), |duo| {
+        for side in [duo.first.clone(), duo.second.clone()] {
+            side.down(&mut duo.guest)?;
+            duo.guest.sh(&format!("blkdiscard -f {}", side.disk))?;
+            let ours = Replica { kind: Kind::Udrbd, ..side.clone() };
+            ours.create_md(&mut duo.guest)?;
+            both_tools_agree(duo, &side)?;
+            side.attach(&mut duo.guest)?;
+        }
+        let first = duo.first.clone();
+        duo.connect_and_sync()?;
+        duo.write(&first, "--seed 62 --count 30")?;
+        let size = duo.size(&first)?;
+        duo.compare(size)
+    })
+}
+
 /// A kernel node dies with a hot activity log; both tools apply it to copies of its disk and leave the
 /// same bytes.
 pub(crate) fn activity_log_is_applied_alike() -> Result<()> {
