@@ -1,0 +1,507 @@
+//! Two engines in one process: disks that answer at once, wires that lose nothing, time that jumps to the next timeout.
+//! Tests read as scripts; the simulator is where things go wrong.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use udrbd_engine::Engine;
+use udrbd_engine::interface::{
+    Action, AttachSettings, Buffer, ClientError, ClientRequest, Command, CommandId, CommandResult,
+    DiskOptions, DiskProperties, Event, Handler, IoError, NetOptions, Operation, Payload, Report, RequestId,
+    ResourceOptions, SocketId, SocketLoss, Time, VolumeStatus,
+};
+use udrbd_metadata::{Layout, Placement, Striping, Superblock, activity_log};
+use udrbd_units::{Minor, Sector, SectorRange, VolumeNumber};
+
+/// The volume every test uses.
+pub(crate) const VOLUME: VolumeNumber = VolumeNumber(0);
+
+/// One node: an engine and the disk under it.
+pub(crate) struct Node {
+    pub(crate) engine: Option<Engine>,
+    pub(crate) disk: HashMap<u64, [u8; 512]>,
+    pub(crate) log: Vec<String>,
+    pub(crate) replies: HashMap<u64, CommandResult>,
+    pub(crate) completions: HashMap<u64, (Result<(), ClientError>, Vec<u8>)>,
+    pub(crate) handlers: Vec<Handler>,
+    /// Data operations fail.
+    pub(crate) failing: bool,
+    /// Actions on data are kept instead of done.
+    pub(crate) stuck: bool,
+    kept: Vec<Action>,
+    buffers: HashMap<u32, Vec<u8>>,
+    reads_into: HashMap<u64, u32>,
+    next: u64,
+    listening: bool,
+}
+
+/// Two nodes and what is between them.
+pub(crate) struct Pair {
+    pub(crate) nodes: [Node; 2],
+    pub(crate) now: Time,
+    events: VecDeque<(usize, Event)>,
+    /// Socket of a node to socket of the other.
+    wires: HashMap<(usize, SocketId), (usize, SocketId)>,
+    pending: HashMap<(usize, SocketId), VecDeque<Event>>,
+    next_socket: u32,
+    /// Nothing gets through.
+    pub(crate) cut: bool,
+    pub(crate) sectors: u64,
+    pub(crate) packets: Vec<(usize, udrbd_wire::Packet)>,
+    seed: u8,
+}
+
+impl Node {
+    fn new(sectors: u64) -> Self {
+        let mut node = Self {
+            engine: None,
+            disk: HashMap::new(),
+            log: Vec::new(),
+            replies: HashMap::new(),
+            completions: HashMap::new(),
+            handlers: Vec::new(),
+            failing: false,
+            stuck: false,
+            kept: Vec::new(),
+            buffers: HashMap::new(),
+            reads_into: HashMap::new(),
+            next: 1,
+            listening: false,
+        };
+        let layout = Layout::new(Placement::Internal, Sector(sectors), Striping::DEFAULT).unwrap();
+        let mut superblock = Superblock::fresh(&layout, 1 << 20);
+        superblock.flags = udrbd_metadata::Flags::AL_CLEAN;
+        node.store(layout.superblock.0, &superblock.encode());
+        for block in 0..8 {
+            node.store(layout.al_start().0 + block * 8, &activity_log::initialized_block());
+        }
+        node
+    }
+
+    fn store(&mut self, sector: u64, bytes: &[u8]) {
+        for (offset, chunk) in bytes.chunks(512).enumerate() {
+            let mut sector_bytes = [0; 512];
+            sector_bytes[..chunk.len()].copy_from_slice(chunk);
+            self.disk.insert(sector + offset as u64, sector_bytes);
+        }
+    }
+
+    pub(crate) fn load(&self, sector: u64, bytes: usize) -> Vec<u8> {
+        (0..bytes.div_ceil(512) as u64)
+            .flat_map(|offset| self.disk.get(&(sector + offset)).copied().unwrap_or([0; 512]))
+            .collect()
+    }
+
+    pub(crate) fn status(&self) -> VolumeStatus {
+        self.engine.as_ref().expect("the node is up").status().volumes.remove(0)
+    }
+
+    pub(crate) fn says(&self, text: &str) -> bool {
+        self.log.iter().any(|line| line.contains(text))
+    }
+}
+
+impl Pair {
+    /// Two nodes with fresh metadata, attached, not connected.
+    pub(crate) fn new() -> Self {
+        Self::with_sectors(64 * 2048)
+    }
+
+    pub(crate) fn with_sectors(sectors: u64) -> Self {
+        let mut pair = Self {
+            nodes: [Node::new(sectors), Node::new(sectors)],
+            now: Time(0),
+            events: VecDeque::new(),
+            wires: HashMap::new(),
+            pending: HashMap::new(),
+            next_socket: SocketId::FIRST_ACCEPTED.0,
+            cut: false,
+            sectors,
+            packets: Vec::new(),
+            seed: 1,
+        };
+        for node in 0..2 {
+            pair.start(node, DiskOptions::default());
+        }
+        pair
+    }
+
+    /// Starts a node's engine and attaches its disk.
+    pub(crate) fn start(&mut self, node: usize, options: DiskOptions) {
+        self.seed += 1;
+        self.nodes[node].engine = Some(Engine::new(ResourceOptions::default(), [self.seed; 32]));
+        self.command(node, Command::NewMinor { volume: VOLUME, minor: Minor(0) }).unwrap();
+        self.attach(node, options).unwrap();
+    }
+
+    pub(crate) fn attach(&mut self, node: usize, options: DiskOptions) -> CommandResult {
+        let settings = Box::new(AttachSettings {
+            placement: Placement::Internal,
+            properties: DiskProperties {
+                backing_size: Sector(self.sectors),
+                metadata_size: Sector(self.sectors),
+                logical_block_bytes: 512,
+                physical_block_bytes: 4096,
+                max_request_bytes: 1 << 20,
+                volatile_cache: true,
+                discard_granularity_bytes: 4096,
+                discard_zeroes: true,
+            },
+            options,
+        });
+        self.command(node, Command::Attach { volume: VOLUME, settings })
+    }
+
+    /// The node dies: what it had sent and written stays, everything else is gone.
+    pub(crate) fn kill(&mut self, node: usize) {
+        self.nodes[node].engine = None;
+        self.nodes[node].listening = false;
+        self.nodes[node].kept.clear();
+        self.events.retain(|(owner, _)| *owner != node);
+        let sockets: Vec<_> = self.wires.keys().filter(|(owner, _)| *owner == node).copied().collect();
+        for socket in sockets {
+            self.close(socket);
+        }
+    }
+
+    fn close(&mut self, socket: (usize, SocketId)) {
+        self.pending.remove(&socket);
+        if let Some(other) = self.wires.remove(&socket) {
+            self.wires.remove(&other);
+            self.queue_packet(other, Event::SocketDown { socket: other.1, loss: SocketLoss::Closed });
+        }
+    }
+
+    /// All connections break.
+    pub(crate) fn break_wires(&mut self) {
+        for socket in self.wires.keys().copied().collect::<Vec<_>>() {
+            if self.wires.remove(&socket).is_some() {
+                let loss = SocketLoss::Broken(104);
+                self.queue_packet(socket, Event::SocketDown { socket: socket.1, loss });
+            }
+        }
+    }
+
+    fn queue_packet(&mut self, to: (usize, SocketId), event: Event) {
+        self.pending.entry(to).or_default().push_back(event);
+    }
+
+    /// Gives a command and goes on until it is answered.
+    pub(crate) fn command(&mut self, node: usize, command: Command) -> CommandResult {
+        let id = self.nodes[node].next;
+        self.nodes[node].next += 1;
+        self.events.push_back((node, Event::Command { id: CommandId(id), command }));
+        self.until(|pair| pair.nodes[node].replies.contains_key(&id));
+        self.nodes[node].replies.remove(&id).unwrap()
+    }
+
+    pub(crate) fn connect(&mut self, options: &NetOptions) {
+        for node in 0..2 {
+            self.command(node, Command::Connect(Box::new(options.clone()))).unwrap();
+        }
+    }
+
+    /// Starts a request.
+    pub(crate) fn submit(
+        &mut self,
+        node: usize,
+        operation: Operation,
+        sector: u64,
+        data: &[u8],
+        bytes: u32,
+    ) -> u64 {
+        let id = self.nodes[node].next;
+        self.nodes[node].next += 1;
+        let buffer = match operation {
+            Operation::Write { .. } => Some(self.new_buffer(node, data.to_vec())),
+            Operation::Read => Some(self.new_buffer(node, vec![0; bytes as usize])),
+            _ => None,
+        };
+        if let (Operation::Read, Some(buffer)) = (operation, buffer) {
+            self.nodes[node].reads_into.insert(id, buffer.0);
+        }
+        let range = SectorRange::new(Sector(sector), bytes);
+        let request = ClientRequest { id: RequestId(id), volume: VOLUME, operation, range, buffer };
+        self.events.push_back((node, Event::Request(request)));
+        id
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        node: usize,
+        sector: u64,
+        value: u8,
+        bytes: u32,
+    ) -> Result<(), ClientError> {
+        let operation = Operation::Write { fua: false, preflush: false };
+        let id = self.submit(node, operation, sector, &vec![value; bytes as usize], bytes);
+        self.until(|pair| pair.nodes[node].completions.contains_key(&id));
+        self.nodes[node].completions[&id].0
+    }
+
+    pub(crate) fn read(&mut self, node: usize, sector: u64, bytes: u32) -> Result<Vec<u8>, ClientError> {
+        let id = self.submit(node, Operation::Read, sector, &[], bytes);
+        self.until(|pair| pair.nodes[node].completions.contains_key(&id));
+        let (result, data) = self.nodes[node].completions.remove(&id).unwrap();
+        result.map(|()| data)
+    }
+
+    fn new_buffer(&mut self, node: usize, bytes: Vec<u8>) -> Buffer {
+        let number = self.nodes[node].next as u32;
+        self.nodes[node].next += 1;
+        self.nodes[node].buffers.insert(number, bytes);
+        Buffer(number)
+    }
+
+    /// Goes on until something is so; a minute of quiet time at the most.
+    pub(crate) fn until(&mut self, mut done: impl FnMut(&Self) -> bool) {
+        let limit = self.now.0 + 120_000_000_000;
+        while !done(self) {
+            if !self.step() && !self.advance() {
+                panic!("nothing happens any more\n{}", self.describe());
+            }
+            assert!(self.now.0 < limit, "it takes too long\n{}", self.describe());
+        }
+    }
+
+    /// Goes on until nothing is under way, without letting time pass.
+    pub(crate) fn settle(&mut self) {
+        while self.step() {}
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&mut self, seconds: u64) {
+        let end = self.now.0 + seconds * 1_000_000_000;
+        loop {
+            self.settle();
+            let next = self.next_timeout().filter(|time| time.0 <= end);
+            match next {
+                Some(_) => self.advance(),
+                None => break,
+            };
+        }
+        self.now = Time(end);
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let mut text = String::new();
+        for (index, node) in self.nodes.iter().enumerate() {
+            if let Some(engine) = &node.engine {
+                text += &format!("node {index}: {:?}\n", engine.status());
+            }
+            for line in &node.log {
+                text += &format!("  {index}: {line}\n");
+            }
+        }
+        text
+    }
+
+    fn next_timeout(&self) -> Option<Time> {
+        self.nodes.iter().filter_map(|node| node.engine.as_ref()?.next_timeout()).min()
+    }
+
+    fn advance(&mut self) -> bool {
+        let Some(next) = self.next_timeout() else { return false };
+        self.now = self.now.max(next);
+        for node in 0..2 {
+            if self.nodes[node].engine.as_ref().is_some_and(|engine| engine.next_timeout() <= Some(self.now))
+                && self.nodes[node].engine.as_ref().is_some_and(|engine| engine.next_timeout().is_some())
+            {
+                self.events.push_back((node, Event::Timeout));
+            }
+        }
+        true
+    }
+
+    fn step(&mut self) -> bool {
+        if let Some((node, event)) = self.events.pop_front() {
+            self.feed(node, event);
+            return true;
+        }
+        let ready: Vec<_> =
+            self.pending.iter().filter(|(_, queue)| !queue.is_empty()).map(|(key, _)| *key).collect();
+        let mut ready: Vec<_> = ready.into_iter().collect();
+        ready.sort_by_key(|(node, socket)| (*node, socket.0));
+        for key in ready {
+            let Some(engine) = &self.nodes[key.0].engine else {
+                self.pending.remove(&key);
+                continue;
+            };
+            let down = matches!(self.pending[&key].front(), Some(Event::SocketDown { .. }));
+            if self.cut && !down {
+                continue;
+            }
+            if !down && engine.reception(key.1).is_none() {
+                continue;
+            }
+            let event = self.pending.get_mut(&key).and_then(VecDeque::pop_front);
+            if let Some(event) = event {
+                self.feed(key.0, event);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn feed(&mut self, node: usize, event: Event) {
+        let Some(engine) = &mut self.nodes[node].engine else { return };
+        let mut actions = Vec::new();
+        engine.handle(self.now, event, &mut actions);
+        engine.finish_turn(self.now, &mut actions);
+        for action in actions {
+            self.act(node, action);
+        }
+    }
+
+    /// What was kept while the disk was stuck happens now.
+    pub(crate) fn unstick(&mut self, node: usize) {
+        self.nodes[node].stuck = false;
+        for action in std::mem::take(&mut self.nodes[node].kept) {
+            self.act(node, action);
+        }
+    }
+
+    fn act(&mut self, node: usize, action: Action) {
+        let data = matches!(
+            action,
+            Action::Read { .. } | Action::Write { .. } | Action::Flush { .. } | Action::Discard { .. }
+        );
+        if data && self.nodes[node].stuck {
+            self.nodes[node].kept.push(action);
+            return;
+        }
+        let outcome = if self.nodes[node].failing { Err(IoError { errno: 5 }) } else { Ok(()) };
+        match action {
+            Action::Read { token, range, buffer, digest, look_for_zeroes, .. } => {
+                let bytes = self.nodes[node].load(range.start.0, range.bytes as usize);
+                let zeroes = look_for_zeroes && bytes.iter().all(|byte| *byte == 0);
+                let digest = digest.map(|algorithm| algorithm.digest(&bytes));
+                let buffer = match buffer {
+                    Some(buffer) => {
+                        self.nodes[node].buffers.insert(buffer.0, bytes);
+                        buffer
+                    }
+                    None => self.new_buffer(node, bytes),
+                };
+                let event = Event::ReadDone { token, buffer: Some(buffer), digest, zeroes, result: outcome };
+                self.events.push_back((node, event));
+            }
+            Action::Write { token, range, buffer, .. } => {
+                if outcome.is_ok() {
+                    let bytes = self.nodes[node].buffers[&buffer.0].clone();
+                    assert_eq!(bytes.len(), range.bytes as usize);
+                    self.nodes[node].store(range.start.0, &bytes);
+                }
+                self.events.push_back((node, Event::WriteDone { token, result: outcome }));
+            }
+            Action::Flush { token, .. } => {
+                self.events.push_back((node, Event::WriteDone { token, result: outcome }))
+            }
+            Action::Discard { token, range, .. } => {
+                self.nodes[node].store(range.start.0, &vec![0; range.bytes as usize]);
+                self.events.push_back((node, Event::WriteDone { token, result: outcome }));
+            }
+            Action::ReadMetadata { token, position, bytes, .. } => {
+                let bytes = self.nodes[node].load(position.0, bytes as usize);
+                self.events.push_back((node, Event::MetadataRead { token, result: Ok(bytes) }));
+            }
+            Action::WriteMetadata { token, position, block, .. } => {
+                self.nodes[node].store(position.0, &block[..]);
+                self.events.push_back((node, Event::MetadataWritten { token, block, result: Ok(()) }));
+            }
+            Action::CloseDisk { .. } | Action::Device { .. } => {}
+            Action::Listen => self.nodes[node].listening = true,
+            Action::StopListening => self.nodes[node].listening = false,
+            Action::Connect { socket, .. } => self.dial(node, socket),
+            Action::Close { socket, .. } => self.close((node, socket)),
+            Action::Send { socket, volume, packet, payload, digest, sent, .. } => {
+                self.send(node, socket, volume, packet, payload, digest);
+                if let Some(token) = sent {
+                    self.events.push_back((node, Event::Sent(token)));
+                }
+            }
+            Action::Complete { request, result, data } => {
+                let own = self.nodes[node].reads_into.remove(&request.0);
+                let buffer = data.map(|buffer| buffer.0).or(own);
+                let bytes = buffer.and_then(|buffer| self.nodes[node].buffers.get(&buffer).cloned());
+                self.nodes[node].completions.insert(request.0, (result, bytes.unwrap_or_default()));
+            }
+            Action::Release(_) => {}
+            Action::Reply { command, result } => {
+                self.nodes[node].replies.insert(command.0, result);
+            }
+            Action::RunHandler { handler, name, .. } => {
+                self.nodes[node].handlers.push(name);
+                self.events.push_back((node, Event::HandlerExit { handler, status: 0 }));
+            }
+            Action::Report(Report::Log { text, .. }) => self.nodes[node].log.push(text),
+            Action::Report(_) => {}
+        }
+    }
+
+    fn dial(&mut self, node: usize, socket: SocketId) {
+        let other = 1 - node;
+        if !self.nodes[other].listening || self.cut {
+            let loss = SocketLoss::ConnectFailed(111);
+            self.events.push_back((node, Event::SocketDown { socket, loss }));
+            return;
+        }
+        let accepted = SocketId(self.next_socket);
+        self.next_socket += 1;
+        self.wires.insert((node, socket), (other, accepted));
+        self.wires.insert((other, accepted), (node, socket));
+        self.events.push_back((node, Event::Connected(socket)));
+        self.events.push_back((other, Event::Accepted(accepted)));
+    }
+
+    fn send(
+        &mut self,
+        node: usize,
+        socket: SocketId,
+        volume: VolumeNumber,
+        packet: udrbd_wire::Packet,
+        payload: Payload,
+        digest: Option<udrbd_wire::DigestValue>,
+    ) {
+        let Some(to) = self.wires.get(&(node, socket)).copied() else { return };
+        self.packets.push((node, packet.clone()));
+        let (payload, payload_bytes, bytes) = match payload {
+            Payload::None => (None, 0, Vec::new()),
+            Payload::Bytes(bytes) => (None, 0, bytes),
+            Payload::Buffer { buffer, bytes } => {
+                let mut data = self.nodes[node].buffers[&buffer.0].clone();
+                data.truncate(bytes as usize);
+                (Some(self.new_buffer(to.0, data)), bytes, Vec::new())
+            }
+        };
+        let event = Event::Packet {
+            socket: to.1,
+            volume,
+            packet,
+            payload,
+            payload_bytes,
+            bytes,
+            digest,
+            intact: true,
+        };
+        self.queue_packet(to, event);
+    }
+
+    /// The sectors of the data area in which the disks differ.
+    pub(crate) fn differences(&self) -> Vec<u64> {
+        let size = self
+            .nodes
+            .iter()
+            .filter_map(|node| Some(node.engine.as_ref()?.status().volumes[0].size.0))
+            .max()
+            .unwrap();
+        let sectors: HashSet<u64> = self.nodes.iter().flat_map(|node| node.disk.keys().copied()).collect();
+        let mut different: Vec<u64> = sectors
+            .into_iter()
+            .filter(|sector| {
+                *sector < size && self.nodes[0].load(*sector, 512) != self.nodes[1].load(*sector, 512)
+            })
+            .collect();
+        different.sort_unstable();
+        different
+    }
+}
