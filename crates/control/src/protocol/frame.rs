@@ -7,12 +7,14 @@ use serde::de::DeserializeOwned;
 
 /// The longest frame. A snapshot of a thousand volumes is about 2 MiB.
 pub const FRAME_LENGTH_MAX: usize = 64 << 20;
+/// The longest frame a server takes from a client: requests are small.
+pub const REQUEST_LENGTH_MAX: usize = 64 << 10;
 const HEADER_LENGTH: usize = 4;
 
 /// What is wrong with a frame or a message.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The length is more than [`FRAME_LENGTH_MAX`].
+    /// The length is more than [`FRAME_LENGTH_MAX`], or [`REQUEST_LENGTH_MAX`] for a request.
     #[error("a message of {0} bytes is too long")]
     TooLong(usize),
     /// The content is not the message expected.
@@ -37,15 +39,27 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
 }
 
 /// Collects bytes as they arrive and hands out whole messages.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FrameDecoder {
     buffer: Vec<u8>,
+    length_max: usize,
+}
+
+impl Default for FrameDecoder {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl FrameDecoder {
-    /// An empty decoder.
+    /// An empty decoder for what a server sends.
     pub const fn new() -> Self {
-        Self { buffer: Vec::new() }
+        Self { buffer: Vec::new(), length_max: FRAME_LENGTH_MAX }
+    }
+
+    /// An empty decoder for what a client sends.
+    pub const fn for_requests() -> Self {
+        Self { buffer: Vec::new(), length_max: REQUEST_LENGTH_MAX }
     }
 
     /// Takes bytes from the socket.
@@ -60,7 +74,7 @@ impl FrameDecoder {
     pub fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let Some((header, rest)) = self.buffer.split_first_chunk::<HEADER_LENGTH>() else { return Ok(None) };
         let length = u32::from_be_bytes(*header) as usize;
-        if length > FRAME_LENGTH_MAX {
+        if length > self.length_max {
             return Err(FrameError::TooLong(length));
         }
         let Some(content) = rest.get(..length) else { return Ok(None) };
@@ -112,6 +126,9 @@ mod tests {
     fn a_length_beyond_the_limit_is_refused_at_once() {
         let mut decoder = FrameDecoder::new();
         decoder.push(&[0xff, 0xff, 0xff, 0xff]);
+        assert!(matches!(decoder.next_message::<String>(), Err(FrameError::TooLong(_))));
+        let mut decoder = FrameDecoder::for_requests();
+        decoder.push(&(REQUEST_LENGTH_MAX as u32 + 1).to_be_bytes());
         assert!(matches!(decoder.next_message::<String>(), Err(FrameError::TooLong(_))));
     }
 }

@@ -8,6 +8,8 @@
 //! * [`Request::Watch`] with any number of [`ServerMessage::Stream`] and then [`ServerMessage::End`],
 //! * every other request with one [`ServerMessage::Result`].
 //!
+//! A server decodes with [`frame::FrameDecoder::for_requests`] and [`frame::encode`]s its answers; both are pure.
+//!
 //! Queries travel as snapshots and the client formats them, as the kernel's DRBD sends attributes and lets
 //! `drbdsetup` format: what is printed depends on the caller's options, user and terminal.
 

@@ -149,19 +149,21 @@ fn speed_line(device: &mut DeviceSnapshot, line: &str) -> Result<(), String> {
         ProgressKind::Verify => progress.verify_left_blocks,
         ProgressKind::Resync => out_of_sync,
     };
-    // The total in MiB is rounded, so the rate since the start is known only if the line is in KiB.
-    let long_blocks = progress.total_blocks.saturating_sub(left);
-    let long_seconds = (1..10_000).find(|seconds| long_blocks / seconds * 4 == long);
-    match long_seconds {
-        Some(seconds) => progress.elapsed_ms = seconds * 1000,
-        None => {
-            progress.total_blocks = left + long / 4;
-            progress.elapsed_ms = 1000;
-        }
-    }
+    // A total in MiB is rounded down, so any number of blocks up to the next step may be missing.
+    let missing = if progress.total_blocks.is_multiple_of(1024) { 0..1024 } else { 0..1 };
+    let fits = |(extra, seconds): &(u64, u64)| {
+        (progress.total_blocks + extra).saturating_sub(left) / seconds * 4 == long
+    };
+    let (extra, seconds) = missing
+        .flat_map(|extra| (1..3000).map(move |seconds| (extra, seconds)))
+        .find(fits)
+        .ok_or(format!("no time gives the rate of {line:?}"))?;
+    progress.total_blocks += extra;
+    progress.elapsed_ms = seconds * 1000;
     let time: Vec<u64> = words[1].split(':').filter_map(|part| part.parse().ok()).collect();
     let finish = time[0] * 3600 + time[1] * 60 + time[2];
-    for seconds in 1..200_u64 {
+    let first = if line.ends_with("(stalled)") { 181 } else { 1 };
+    for seconds in first..first + 180_u64 {
         for blocks in (short / 4 * seconds)..(short / 4 * seconds + seconds) {
             if seconds * (left / (blocks / 100 + 1)) / 100 == finish {
                 progress.short_mark = SpeedMark { age_ms: seconds * 1000, left_blocks: left + blocks };

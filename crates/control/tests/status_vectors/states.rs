@@ -146,8 +146,12 @@ fn local_word(resource: &mut ResourceSnapshot, index: usize, key: &str, value: &
             return;
         }
         "write-ordering" => {
-            assert_eq!(value, "flush");
-            resource.write_ordering = WriteOrdering::Flush;
+            resource.write_ordering = match value {
+                "flush" => WriteOrdering::Flush,
+                "drain" => WriteOrdering::Drain,
+                "none" => WriteOrdering::None,
+                other => panic!("unknown write-ordering {other}"),
+            };
             return;
         }
         _ => {}
