@@ -184,6 +184,19 @@ mod tests {
     }
 
     #[test]
+    fn the_last_sender_going_wakes_the_ring() {
+        let (sender, receiver) = mailbox::<u32>(1).unwrap();
+        let pool = PoolOptions { bytes: 1 << 20, lock: false };
+        let mut ring = Ring::new(RingOptions { pool, ..RingOptions::default() }).unwrap();
+        receiver.arm(&mut ring, ());
+        drop(sender);
+        let mut completions = Vec::new();
+        ring.wait(Some(std::time::Duration::from_secs(60)), &mut completions).unwrap();
+        assert_eq!(completions.len(), 1);
+        assert_eq!(receiver.take(), Received::Closed);
+    }
+
+    #[test]
     fn a_full_mailbox_gives_the_message_back() {
         let (sender, receiver) = mailbox::<u32>(1).unwrap();
         sender.send(1).unwrap();

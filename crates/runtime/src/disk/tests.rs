@@ -114,6 +114,8 @@ impl LoopDevice {
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
+        // The setting would stay with the number of the device, for whoever gets it next.
+        let _ = std::fs::write(self.setting("write_cache"), "write back");
         let _ = std::process::Command::new("losetup").arg("--detach").arg(&self.path).status();
     }
 }
@@ -138,6 +140,8 @@ fn a_block_device_is_claimed_measured_and_discarded() {
         eprintln!("skipped: no loop device can be made here");
         return;
     };
+    // An earlier owner of the number may have switched it off.
+    std::fs::write(device.setting("write_cache"), "write back").unwrap();
     let disk = Disk::open(&device.path, DiskOptions::default()).unwrap();
     let properties = *disk.properties();
     assert_eq!((properties.kind, properties.size), (StorageKind::BlockDevice, Sector(16_384)));

@@ -115,6 +115,8 @@ enum Current {
     Receiving { job: u32, next: u64, piece: Piece },
     /// A read that must be answered in order (see the module's text), waiting for the rest to finish.
     WaitingForIdle { job: u32 },
+    /// The last piece of such a read is under way: no other reply may come before it.
+    EndingInOrder,
     /// Payload of a refused write.
     Discarding { left: u32, cookie: u64, error: ErrorCode },
 }
@@ -330,7 +332,7 @@ impl<T: Copy + Debug> Session<T> {
                 self.table.abandon(job);
             }
             Some(Current::Job { job, .. } | Current::WaitingForIdle { job }) => self.table.abandon(job),
-            Some(Current::Discarding { .. }) | None => {}
+            Some(Current::Discarding { .. } | Current::EndingInOrder) | None => {}
         }
     }
 
@@ -404,6 +406,13 @@ impl<T: Copy + Debug> Session<T> {
                     return false;
                 }
                 self.current = Some(Current::Job { job, next: 0 });
+                true
+            }
+            Current::EndingInOrder => {
+                if self.table.pieces_in_flight() > 0 {
+                    return false;
+                }
+                self.current = None;
                 true
             }
             // The completion of the receive goes on.
@@ -494,7 +503,7 @@ impl<T: Copy + Debug> Session<T> {
         let job = self.table.job_mut(id);
         if next == u64::from(job.length) {
             job.state = JobState::HandedOut;
-            self.current = None;
+            self.current = job.in_order.then_some(Current::EndingInOrder);
         }
     }
 

@@ -67,6 +67,9 @@ fn a_full_socket_is_waited_for_and_nothing_is_lost_or_doubled() {
     let mut ring = ring();
     let (mut stream, mut peer) = stream(&mut ring);
     let mut expected = Vec::new();
+    let long_header = pattern(1 << 20);
+    stream.queue_bytes(&long_header);
+    expected.extend_from_slice(&long_header);
     for round in 0..40u8 {
         let buffer = ring.allocate(100_000).unwrap();
         let payload = pattern(100_000 - usize::from(round));

@@ -366,6 +366,83 @@ fn a_small_pool_slows_a_session_down_and_nothing_more() {
     server.join().unwrap();
 }
 
+#[test]
+fn one_submission_at_a_time_serves_everything_that_is_waiting() {
+    let limits = SessionLimits { submissions: 1, ..SessionLimits::default() };
+    let (mut client, server) = Server { limits, ..Server::default() }.start(true);
+    let batch: Vec<u8> =
+        (0..20).flat_map(|cookie| request(TRIM, cookie as u16 & 1, cookie, 0, 512)).collect();
+    client.socket.write_all(&batch).unwrap();
+    for cookie in 0..20 {
+        assert_eq!(client.answer(cookie, 0, 0), Ok(Vec::new()));
+    }
+    client.disconnect();
+    server.join().unwrap();
+}
+
+#[test]
+fn a_chunk_that_is_done_early_does_not_end_the_reply() {
+    let limits = SessionLimits { data_bytes: 1 << 20, ..SessionLimits::default() };
+    let memory = pattern(DEVICE_BYTES, 5);
+    let (mut client, server) = Server { limits, memory: memory.clone(), ..Server::default() }.start(true);
+    client.send(READ, 0, 1, 512, 4 << 20);
+    assert!(client.answer(1, 512, 4 << 20).as_deref() == Ok(&memory[512..512 + (4 << 20)]));
+    client.disconnect();
+    server.join().unwrap();
+}
+
+#[test]
+fn a_read_answered_in_order_is_not_interrupted_by_other_replies() {
+    for seed in 0..20 {
+        let memory = pattern(DEVICE_BYTES, 5);
+        let (mut client, server) = Server { seed, memory: memory.clone(), ..Server::default() }.start(false);
+        // By cookie: small ones around two large ones.
+        let lengths = [4096u32, 4096, 3 << 20, 4096, 512, 2 << 20, 512];
+        let batch: Vec<u8> =
+            (0..7).flat_map(|cookie| request(READ, 0, cookie, 0, lengths[cookie as usize])).collect();
+        client.socket.write_all(&batch).unwrap();
+        for _ in lengths {
+            assert_eq!((client.number::<4>() as u32, client.number::<4>()), (SIMPLE_REPLY_MAGIC, 0));
+            let length = lengths[client.number::<8>() as usize] as usize;
+            let mut data = vec![0; length];
+            client.socket.read_exact(&mut data).unwrap();
+            assert!(data == memory[..length]);
+        }
+        client.disconnect();
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn payload_that_arrives_after_the_session_was_given_up_is_ignored() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let mut ring = Ring::new(RingOptions::default()).unwrap();
+    let tokens = StreamTokens { receive: Token::Receive, writable: Token::Writable };
+    let limits = SessionLimits::default();
+    let mut session = Session::new(&mut ring, ours.into(), &negotiated(true), limits, tokens).unwrap();
+    let mut submissions = Vec::new();
+    let mut completions = Vec::new();
+    theirs.write_all(&request(WRITE, 0, 1, 0, 4096)).unwrap();
+    for given_up in [false, true] {
+        session.resume(&mut ring, &mut submissions);
+        session.flush(&mut ring);
+        if given_up {
+            session.hang_up(&mut ring);
+            theirs.write_all(&[1; 4096]).unwrap();
+        }
+        completions.clear();
+        ring.wait(None, &mut completions).unwrap();
+        for completion in &completions {
+            assert_eq!(completion.token, Token::Receive);
+            session.handle_receive(&mut ring, completion.result, &mut submissions);
+        }
+        session.flush(&mut ring);
+    }
+    assert!(submissions.is_empty() && session.is_finished());
+    session.close(&mut ring);
+    assert_eq!(ring.buffers().used_bytes(), 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
