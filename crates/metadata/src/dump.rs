@@ -236,7 +236,8 @@ pub fn write_ring(out: &mut impl Write, area: &[u8], al_nr_extents: u32) -> io::
         writeln!(out, "# \ttr: {:10}", transaction.number())?;
         writeln!(out, "# \tactive set size: {}", transaction.slots())?;
         highest = highest.max(u32::from(transaction.slots().saturating_sub(1)));
-        for (index, (slot, extent)) in transaction.context().enumerate() {
+        for (slot, extent) in transaction.context() {
+            let index = slot - u32::from(transaction.context_start());
             writeln!(out, "# \t{index:2}: {slot:10} {:10}", extent.0)?;
             highest = highest.max(slot);
         }

@@ -172,10 +172,7 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Outcome<Context> {
         return usage(program);
     }
     let mut context = Context {
-        command_line: std::iter::once(program)
-            .chain(arguments.iter().map(String::as_str))
-            .collect::<Vec<_>>()
-            .join(" "),
+        command_line: program.to_owned(),
         force: false,
         verbose: 0,
         ignore_sanity_checks: false,
@@ -193,7 +190,12 @@ pub(super) fn parse(program: &str, arguments: &[String]) -> Outcome<Context> {
         command: Command::GetGi,
         arguments: Vec::new(),
     };
-    let mut operands = parse_options(&mut context, program, arguments)?.into_iter();
+    let operands = parse_options(&mut context, program, arguments)?;
+    for word in &operands {
+        context.command_line.push(' ');
+        context.command_line.push_str(word);
+    }
+    let mut operands = operands.into_iter();
     context.drbd_device = operands.next().unwrap_or_default();
     match operands.next().as_deref() {
         None => return stop(USAGE, "Format identifier missing"),
@@ -262,12 +264,16 @@ fn parse_minor(text: &str) -> Outcome<u32> {
     stop(USAGE, format_args!("Cannot determine minor device number of drbd device '{text}'"))
 }
 
-/// Takes the options out of the arguments, wherever they stand, as `getopt_long` does; returns the rest.
+/// Takes the options out of the arguments, wherever they stand, as `getopt_long` does; returns the rest. The command
+/// line that is repeated has the options first, as `getopt_long` leaves them.
 fn parse_options(context: &mut Context, program: &str, arguments: &[String]) -> Outcome<Vec<String>> {
     let mut operands = Vec::new();
     let mut rest = arguments.iter();
-    while let Some(argument) = rest.next() {
+    loop {
+        let ahead = rest.as_slice();
+        let Some(argument) = rest.next() else { break };
         if argument == "--" {
+            context.command_line.push_str(" --");
             operands.extend(rest.cloned());
             break;
         }
@@ -311,6 +317,11 @@ fn parse_options(context: &mut Context, program: &str, arguments: &[String]) -> 
             }
         } else {
             operands.push(argument.clone());
+            continue;
+        }
+        for word in &ahead[..ahead.len() - rest.len()] {
+            context.command_line.push(' ');
+            context.command_line.push_str(word);
         }
     }
     Ok(operands)
