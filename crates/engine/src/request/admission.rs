@@ -55,6 +55,7 @@ impl Engine {
             && volume.current_due.is_none()
             && self.state_is_stable(index)
             && volume.admitted <= limit
+            && !volume.exchange.demands_silence()
             && volume.disk.as_ref().is_none_or(|disk| !disk.bitmap_io.demands_silence())
     }
 

@@ -24,6 +24,13 @@ pub(crate) struct Exchange {
     receiver: Option<BitmapReceiver>,
 }
 
+impl Exchange {
+    /// Whether requests of clients must wait: the own bitmap is about to be sent, or being sent.
+    pub(crate) const fn demands_silence(&self) -> bool {
+        self.send_due || self.sender.is_some()
+    }
+}
+
 struct Source<'a>(&'a Bitmap);
 
 impl BitmapSource for Source<'_> {
@@ -82,8 +89,9 @@ impl Engine {
             self.volumes[index].exchange.send_due = false;
             return true;
         }
-        // Below version 96 nothing tells of bits set meanwhile: admission stands still (io spec 3).
-        if !self.full_sync_is_durable(index) {
+        // What is in flight may still set bits when it ends, and nothing tells the peer of those; nor may anything
+        // else go over the socket while the bitmap does (wire spec 11.1 and 11.2).
+        if self.volumes[index].admitted > 0 || !self.full_sync_is_durable(index) {
             return false;
         }
         let compress = self.connection.options.as_ref().is_none_or(|options| options.use_rle);

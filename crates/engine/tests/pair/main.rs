@@ -1,5 +1,7 @@
 //! Scripts of what two nodes go through, told to two engines.
 
+#![expect(clippy::unwrap_used, reason = "a script that goes wrong is a failed test")]
+
 mod harness;
 
 use harness::{Pair, VOLUME};
@@ -298,4 +300,22 @@ fn down_takes_everything_away_and_up_needs_no_resync() {
     assert!(pair.differences().is_empty());
     promote(&mut pair, 1, false);
     assert_eq!(pair.read(1, 0, 4096).unwrap(), vec![1; 4096]);
+}
+
+#[test]
+fn a_write_in_flight_at_the_reconnect_is_in_the_bitmap_that_is_sent() {
+    let mut pair = synced();
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    pair.nodes[0].stuck = true;
+    let write = Operation::Write { fua: false, preflush: false };
+    let id = pair.submit(0, write, 800, &[8; 4096], 4096);
+    pair.settle();
+    pair.command(1, Command::Connect(Box::default())).unwrap();
+    pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::WFBitMapS);
+    pair.pass(2);
+    assert!(!pair.nodes[0].completions.contains_key(&id));
+    pair.unstick(0);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.differences().is_empty());
+    assert_eq!(pair.nodes[1].load(800, 4096), vec![8; 4096]);
 }
