@@ -81,7 +81,8 @@ impl From<ReturnCode> for CommandResult {
 /// One item of the stream of changes. Times are microseconds since the epoch (UTC).
 ///
 /// An item carries the whole state of a resource: the client finds out what changed. A server that had to drop
-/// items sends [`Self::Skipped`] and then the present state of every resource, and the stream is whole again.
+/// items sends [`Self::Skipped`], then the present state of every resource and [`Self::DumpEnd`], and the stream is
+/// whole again: resources the client knows that were not among them are gone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum StreamItem {
     /// The state of a resource: new, changed, or part of the first dump.
@@ -98,7 +99,7 @@ pub enum StreamItem {
         /// Which.
         name: String,
     },
-    /// The first dump is complete.
+    /// The first dump, or the one after [`Self::Skipped`], is complete.
     DumpEnd {
         /// When.
         time_us: i64,

@@ -356,3 +356,93 @@ fn same_device<'a>(resource: &'a ResourceSnapshot, device: &DeviceSnapshot) -> O
 fn peer_state(device: &DeviceSnapshot) -> (&'static str, udrbd_units::DiskState, super::ResyncPause) {
     (replication_word(device.connection), device.peer_disk, device.resync_paused)
 }
+
+#[cfg(test)]
+mod tests {
+    use udrbd_units::{ConnectionState, DiskState, Minor, VolumeNumber};
+
+    use super::*;
+
+    fn connected(name: &str) -> ResourceSnapshot {
+        let mut resource = ResourceSnapshot::new(name);
+        let address = "127.0.0.1:7788".parse().unwrap();
+        resource.connection.addresses = Some((address, address));
+        resource.connection.state = ConnectionState::WFReportParams;
+        let mut device = DeviceSnapshot::new(VolumeNumber(0), Minor(0));
+        device.connection = ConnectionState::Connected;
+        device.peer_disk = DiskState::UpToDate;
+        resource.devices.push(device);
+        resource
+    }
+
+    fn feed(printer: &mut EventPrinter, resource: &ResourceSnapshot) -> Vec<String> {
+        texts(printer.lines(&StreamItem::Resource { time_us: 0, resource: Box::new(resource.clone()) }))
+    }
+
+    fn texts(lines: Vec<EventLine>) -> Vec<String> {
+        lines.into_iter().map(|line| line.text).collect()
+    }
+
+    fn running(resources: &[&ResourceSnapshot]) -> EventPrinter {
+        let mut printer = EventPrinter::new(EventStyle::default());
+        for resource in resources {
+            feed(&mut printer, resource);
+        }
+        printer.lines(&StreamItem::DumpEnd { time_us: 0 });
+        printer
+    }
+
+    #[test]
+    fn a_disconnect_told_at_once_still_names_the_connection() {
+        let mut resource = connected("a");
+        let mut printer = running(&[&resource]);
+        resource.connection.addresses = None;
+        resource.connection.state = ConnectionState::StandAlone;
+        resource.devices[0].connection = ConnectionState::StandAlone;
+        resource.devices[0].peer_disk = DiskState::Unknown;
+        assert_eq!(
+            feed(&mut printer, &resource),
+            [
+                "change connection name:a peer-node-id:0 conn-name:peer connection:StandAlone",
+                "change peer-device name:a peer-node-id:0 conn-name:peer volume:0 replication:Off peer-disk:DUnknown",
+                "destroy peer-device name:a peer-node-id:0 conn-name:peer volume:0",
+                "destroy connection name:a peer-node-id:0 conn-name:peer",
+            ]
+        );
+        assert_eq!(feed(&mut printer, &resource), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_line_that_would_say_nothing_new_is_left_out() {
+        // The reader saw the nameless peer device with its disk unknown; what it was meanwhile had another name.
+        let mut resource = connected("a");
+        resource.connection.addresses = None;
+        resource.devices[0].peer_disk = DiskState::Unknown;
+        let mut printer = running(&[&resource]);
+        resource.connection.addresses = connected("a").connection.addresses;
+        resource.devices[0].peer_disk = DiskState::Outdated;
+        feed(&mut printer, &resource);
+        resource.connection.addresses = None;
+        feed(&mut printer, &resource);
+        resource.devices[0].peer_disk = DiskState::Unknown;
+        assert_eq!(feed(&mut printer, &resource), Vec::<String>::new());
+    }
+
+    #[test]
+    fn after_skipped_items_the_reader_learns_what_changed_and_what_went() {
+        let (mut one, two) = (connected("a"), connected("b"));
+        let mut printer = running(&[&one, &two]);
+        assert_eq!(texts(printer.lines(&StreamItem::Skipped { count: 3 })), ["- skipped 3"]);
+        one.devices[0].disk = DiskState::UpToDate;
+        assert_eq!(feed(&mut printer, &one), ["change device name:a volume:0 minor:0 disk:UpToDate"]);
+        assert_eq!(
+            texts(printer.lines(&StreamItem::DumpEnd { time_us: 0 })),
+            [
+                "destroy peer-device name:b peer-node-id:0 conn-name:peer volume:0",
+                "destroy connection name:b peer-node-id:0 conn-name:peer",
+                "destroy device name:b volume:0 minor:0",
+                "destroy resource name:b",
+            ]
+        );
+    }
+}
