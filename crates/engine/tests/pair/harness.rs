@@ -394,7 +394,7 @@ impl Pair {
                 self.events.push_back((node, Event::WriteDone { token, result: outcome }));
             }
             Action::Flush { token, .. } => {
-                self.events.push_back((node, Event::WriteDone { token, result: outcome }))
+                self.events.push_back((node, Event::WriteDone { token, result: outcome }));
             }
             Action::Discard { token, range, .. } => {
                 self.nodes[node].store(range.start.0, &vec![0; range.bytes as usize]);
