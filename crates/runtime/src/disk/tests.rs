@@ -166,6 +166,36 @@ fn a_block_device_is_claimed_measured_and_discarded() {
 }
 
 #[test]
+fn what_is_to_be_forced_reaches_the_device_as_a_flush() {
+    let Some(device) = LoopDevice::new(1 << 20, false) else {
+        eprintln!("skipped: no loop device can be made here");
+        return;
+    };
+    std::fs::write(device.setting("write_cache"), "write back").unwrap();
+    let flushes = || -> u32 {
+        let statistics = std::fs::read_to_string(device.setting("../stat")).unwrap();
+        statistics.split_whitespace().nth(15).unwrap().parse().unwrap()
+    };
+    let disk = Disk::open(&device.path, DiskOptions::default()).unwrap();
+    let mut ring = small_ring();
+    let buffer = ring.allocate(4096).unwrap();
+    let mut counted = |durability: Option<Durability>| {
+        let before = flushes();
+        match durability {
+            Some(durability) => disk.write(&mut ring, Sector(0), buffer.slice(0, 4096), durability, ()),
+            None => disk.flush(&mut ring, ()),
+        };
+        finish(&mut ring);
+        flushes() - before
+    };
+    assert_eq!(counted(Some(Durability::Cached)), 0);
+    assert!(counted(None) > 0);
+    let forced = counted(Some(Durability::Forced));
+    assert!(forced > 0);
+    assert!(counted(Some(Durability::FlushedAndForced)) > forced, "a flush before the write, too");
+}
+
+#[test]
 fn a_device_without_a_cache_needs_no_flush_and_gets_an_answer_all_the_same() {
     let Some(device) = LoopDevice::new(1 << 20, false) else {
         eprintln!("skipped: no loop device can be made here");
