@@ -2,13 +2,14 @@
 
 mod daemon;
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use udrbd_control::ReturnCode;
-use udrbd_control::options::{NetOptions, OptionSetting};
+use udrbd_control::options::{DiskOptions, NetOptions, OptionSetting};
 use udrbd_control::protocol::{CommandResult, MetadataIndex, Request, StreamItem};
-use udrbd_control::status::{DeviceSnapshot, NodeSnapshot, ResourceSnapshot};
+use udrbd_control::status::{BackingSnapshot, DeviceSnapshot, Generations, NodeSnapshot, ResourceSnapshot};
 use udrbd_units::{ConnectionState, DiskState, Minor, Role, VolumeNumber};
 
 use daemon::Daemon;
@@ -308,6 +309,71 @@ fn events2_follows_changes_until_the_daemon_ends() {
         text.ends_with("1970-01-01T00:00:01.000000+00:00 change resource name:r0 role:Secondary\n"),
         "{text}"
     );
+}
+
+#[test]
+fn events2_ends_when_nobody_reads_it() {
+    let daemon = Daemon::holding(healthy(), Vec::new());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_drbdsetup"))
+        .arg("events2")
+        .env("UDRBD_RUN_DIR", daemon.directory())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut reader = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while line != "exists -\n" {
+        line.clear();
+        assert!(reader.read_line(&mut line).unwrap() > 0);
+    }
+    drop(reader);
+    // Nothing happens any more at the daemon: only the closed pipe can end it.
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn check_resize_remembers_the_size_of_disks_with_internal_metadata() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    std::fs::write(&disk, [0; 4096]).unwrap();
+    let mut node = healthy();
+    let mut backing = BackingSnapshot {
+        disk: disk.display().to_string(),
+        metadata: disk.display().to_string(),
+        index: MetadataIndex::Internal,
+        options: DiskOptions::default(),
+        generations: Generations::default(),
+    };
+    node.resources[0].devices[0].backing = Some(backing.clone());
+    let daemon = Daemon::start(node.clone());
+    let known = daemon.directory().join("drbd-minor-0.lkbd");
+    std::fs::write(&known, "512\t/dev/old\nuuid:\t0123456789ABCDEF\n").unwrap();
+    check(daemon.directory(), "check-resize 0", 0, "", "");
+    let text = std::fs::read_to_string(&known).unwrap();
+    assert_eq!(text, format!("4096\t{}\nuuid:\t0123456789ABCDEF\n", disk.display()));
+    backing.index = MetadataIndex::Flexible;
+    node.resources[0].devices[0].backing = Some(backing);
+    let daemon = Daemon::start(node);
+    let known = daemon.directory().join("drbd-minor-0.lkbd");
+    std::fs::write(&known, "512\t/dev/old\n").unwrap();
+    check(daemon.directory(), "check-resize 0", 0, "", "");
+    assert!(!known.exists());
+}
+
+#[test]
+fn what_is_gone_is_no_longer_registered() {
+    let daemon = Daemon::start(healthy());
+    let registered = daemon.directory().join("drbd");
+    std::fs::create_dir(&registered).unwrap();
+    let links = ["drbd-minor-0.conf", "drbd-resource-r0.conf", "drbd-minor-1.conf"];
+    for link in links {
+        std::os::unix::fs::symlink("/etc/drbd.conf", registered.join(link)).unwrap();
+    }
+    check(daemon.directory(), "down r0", 0, "", "");
+    let left: Vec<bool> = links.iter().map(|link| registered.join(link).symlink_metadata().is_ok()).collect();
+    assert_eq!(left, [false, false, true]);
+    check(daemon.directory(), "del-minor 1", 0, "", "");
+    assert!(registered.join(links[2]).symlink_metadata().is_err());
 }
 
 #[test]

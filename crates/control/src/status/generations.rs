@@ -1,6 +1,6 @@
 //! `get-gi` and `show-gi` (status spec 3.2).
 
-use udrbd_units::{ConnectionState, DiskState};
+use udrbd_units::{ConnectionState, DiskState, GenerationId};
 
 use super::{DeviceSnapshot, Generations};
 
@@ -32,6 +32,26 @@ pub enum NoGenerations {
     /// Diskless.
     #[error("Device has no disk")]
     Diskless,
+}
+
+impl Generations {
+    /// The identifiers (current, bitmap, younger and older history) with the flags word of a superblock
+    /// (states spec 1.3).
+    pub const fn from_flags_word(identifiers: [GenerationId; 4], flags: u32) -> Self {
+        let [current, bitmap, younger, older] = identifiers;
+        Self {
+            current,
+            bitmap,
+            history: [younger, older],
+            consistent: flags & 1 != 0,
+            primary: flags & (1 << 1) != 0,
+            connected: flags & (1 << 2) != 0,
+            full_sync: flags & (1 << 3) != 0,
+            was_up_to_date: flags & (1 << 4) != 0,
+            peer_outdated: flags & (1 << 5) != 0,
+            crashed_primary: flags & (1 << 6) != 0,
+        }
+    }
 }
 
 /// `get-gi`: one line, without newline.
@@ -83,5 +103,19 @@ pub fn generations_of(device: &DeviceSnapshot) -> Result<&Generations, NoGenerat
     match &device.backing {
         Some(backing) if device.disk != DiskState::Diskless => Ok(&backing.generations),
         _ => Err(NoGenerations::Diskless),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bit_of_the_flags_word_has_its_place_in_the_line() {
+        let places: Vec<String> = (0..7)
+            .map(|bit| get_gi(&Generations::from_flags_word([GenerationId::NONE; 4], 1 << bit)))
+            .map(|line| line.split(':').skip(4).collect::<Vec<_>>().concat())
+            .collect();
+        assert_eq!(places, ["1000000", "0010000", "0001000", "0000100", "0100000", "0000010", "0000001"]);
     }
 }
