@@ -98,6 +98,22 @@ fn metadata_follow_a_device_that_has_grown() {
 }
 
 #[test]
+fn a_large_bitmap_moves_over_its_own_old_place() {
+    let bench = Bench::new(102_400 * MIB);
+    bench.works(&["create-md"]);
+    // Different words in every mebibyte of bitmap.
+    let words =
+        "131072 times 0x0000000000000001; 131072 times 0x0000000000000002; 128000 times 0x0000000000000003;";
+    set_bits(&bench, 200_000_000, words);
+    let before = bench.works(&["dump-md"]);
+    bench.file().set_len(102_400 * MIB + 65_536).unwrap();
+    bench.works(&["check-resize"]);
+    let after = bench.works(&["dump-md"]);
+    assert!(after.contains(&format!("# md_offset {}\n", 102_400 * MIB + 65_536 - 4096)));
+    assert!(bits_of(&after) == bits_of(&before));
+}
+
+#[test]
 fn metadata_do_not_grow_into_data() {
     // One sector more needs another page of bitmap, but there is no more room for it.
     let bench = Bench::new(128 * MIB);
