@@ -147,6 +147,8 @@ pub struct BufferPool {
     used_bytes: usize,
     used_bytes_peak: usize,
     freed: u64,
+    /// Chunks that are free as a whole.
+    whole_chunks: usize,
 }
 
 impl BufferPool {
@@ -177,6 +179,7 @@ impl BufferPool {
             used_bytes: 0,
             used_bytes_peak: 0,
             freed: 0,
+            whole_chunks: 0,
         };
         // The last chunk goes in first, so that allocation starts at the front of the mapping.
         for chunk in (0..chunks).rev() {
@@ -192,9 +195,23 @@ impl BufferPool {
     /// # Panics
     /// If `bytes` exceeds [`BUFFER_BYTES_MAX`].
     pub fn allocate(&mut self, bytes: usize) -> Option<BufferHandle> {
+        self.allocate_leaving(bytes, 0)
+    }
+
+    /// As [`BufferPool::allocate`], but leaves so many blocks of 1 MiB alone, whole, for others.
+    ///
+    /// What clients may use must end before what answers them does: a read that waits for the peer holds a buffer, and
+    /// the peer's answer needs one more. Those who come last in such a chain allocate with the smaller reserve.
+    ///
+    /// # Panics
+    /// As [`BufferPool::allocate`].
+    pub fn allocate_leaving(&mut self, bytes: usize, reserve_mebibytes: usize) -> Option<BufferHandle> {
         assert!(bytes <= BUFFER_BYTES_MAX, "a buffer of {bytes} bytes is beyond the largest class");
         let wanted = order_of(bytes);
         let found = (wanted..ORDERS).find(|&order| self.free[order] != NIL)?;
+        if found == ORDERS - 1 && self.whole_chunks <= reserve_mebibytes {
+            return None;
+        }
         let index = self.free[found];
         self.unlink_free(index, found);
         for order in (wanted..found).rev() {
@@ -352,6 +369,7 @@ impl BufferPool {
     }
 
     fn push_free(&mut self, index: u32, order: usize) {
+        self.whole_chunks += usize::from(order == ORDERS - 1);
         let head = self.free[order];
         let page = &mut self.pages[index as usize];
         page.state = PageState::Free;
@@ -367,6 +385,7 @@ impl BufferPool {
     fn unlink_free(&mut self, index: u32, order: usize) {
         let Page { next, previous, state, .. } = self.pages[index as usize];
         assert!(state == PageState::Free);
+        self.whole_chunks -= usize::from(order == ORDERS - 1);
         if previous == NIL {
             self.free[order] = next;
         } else {
@@ -523,6 +542,20 @@ mod tests {
     }
 
     #[test]
+    fn a_reserve_of_whole_blocks_is_left_however_small_the_requests() {
+        let mut pool = pool(4);
+        let small: Vec<_> = std::iter::from_fn(|| pool.allocate_leaving(1, 2)).collect();
+        assert_eq!(small.len(), 2 * PAGES_PER_CHUNK);
+        let large: Vec<_> = std::iter::from_fn(|| pool.allocate(BUFFER_BYTES_MAX)).collect();
+        assert_eq!(large.len(), 2);
+        for buffer in small.into_iter().chain(large) {
+            pool.release(buffer);
+        }
+        assert!(pool.allocate_leaving(1, 3).is_some());
+        assert!(pool.allocate_leaving(BUFFER_BYTES_MAX, 3).is_none());
+    }
+
+    #[test]
     #[should_panic(expected = "was released")]
     fn a_stale_handle_is_caught() {
         let mut pool = pool(1);
@@ -589,6 +622,7 @@ mod tests {
                 pool.release(buffer);
             }
             prop_assert_eq!(pool.used_bytes(), 0);
+            prop_assert_eq!(pool.whole_chunks, 3);
             for _ in 0..3 {
                 prop_assert!(pool.allocate(BUFFER_BYTES_MAX).is_some());
             }

@@ -46,6 +46,8 @@ pub struct SessionLimits {
     pub submissions: usize,
     /// Bytes of data in submissions and in replies not sent yet. One piece is always allowed.
     pub data_bytes: u64,
+    /// Blocks of 1 MiB of the pool that clients leave to the peer and to metadata; at most a quarter of the pool.
+    pub reserve_mebibytes: usize,
     /// The largest submission with data, in bytes; a power of two up to 1 MiB.
     pub piece_bytes: u32,
     /// The largest submission without data, in bytes.
@@ -54,7 +56,13 @@ pub struct SessionLimits {
 
 impl Default for SessionLimits {
     fn default() -> Self {
-        Self { submissions: 128, data_bytes: 8 << 20, piece_bytes: 1 << 20, zero_bytes: 128 << 20 }
+        Self {
+            submissions: 128,
+            data_bytes: 8 << 20,
+            reserve_mebibytes: 8,
+            piece_bytes: 1 << 20,
+            zero_bytes: 128 << 20,
+        }
     }
 }
 
@@ -465,7 +473,8 @@ impl<T: Copy + Debug> Session<T> {
             if held > 0 && held + u64::from(length) > self.limits.data_bytes {
                 return false;
             }
-            let Some(buffer) = ring.allocate(length as usize) else { return false };
+            let reserve = self.limits.reserve_mebibytes.min(ring.buffers().total_bytes() >> 22);
+            let Some(buffer) = ring.allocate_leaving(length as usize, reserve) else { return false };
             Some(buffer)
         } else {
             None

@@ -117,7 +117,8 @@ impl<T: Copy + Debug> Ring<T> {
     /// Makes the ring and maps its payload memory. Must be called on the thread that will use it.
     ///
     /// # Errors
-    /// `ENOSYS` or `EPERM` where io_uring is absent or forbidden, `ENOMEM` when memory cannot be had.
+    /// `ENOSYS` or `EPERM` where io_uring is absent or forbidden, `ENOMEM` when memory cannot be had or, with
+    /// [`PoolOptions::lock`], not be locked.
     pub fn new(options: RingOptions) -> Result<Self, Errno> {
         let uring = setup(options).map_err(errno_of)?;
         let features = uring.params();
@@ -149,6 +150,11 @@ impl<T: Copy + Debug> Ring<T> {
     /// See [`BufferPool::allocate`].
     pub fn allocate(&mut self, bytes: usize) -> Option<BufferHandle> {
         self.pool().allocate(bytes)
+    }
+
+    /// See [`BufferPool::allocate_leaving`].
+    pub fn allocate_leaving(&mut self, bytes: usize, reserve_mebibytes: usize) -> Option<BufferHandle> {
+        self.pool().allocate_leaving(bytes, reserve_mebibytes)
     }
 
     /// See [`BufferPool::retain`].

@@ -99,6 +99,9 @@ impl Server {
                 }
             }
             assert!(waiting.len() <= self.limits.submissions);
+            let data = waiting.iter().filter(|one| one.buffer.is_some());
+            let data_bytes: u64 = data.map(|one| u64::from(one.range.bytes)).sum();
+            assert!(data_bytes <= self.limits.data_bytes.max(u64::from(self.limits.piece_bytes)));
         }
         session.close(&mut ring);
         while ring.in_flight() > 0 {
