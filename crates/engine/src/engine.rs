@@ -130,7 +130,7 @@ impl Engine {
                     Inbound { volume, packet, payload, payload_bytes, bytes, digest, intact },
                 );
             }
-            Event::Sent(token) => self.bitmap_packet_sent(token),
+            Event::Sent(token) => self.packet_sent(token),
             Event::Timeout => self.timeout(),
             Event::Command { id, command } => self.command(id, command),
             Event::HandlerExit { handler, status } => self.handler_exit(handler, status),

@@ -87,7 +87,10 @@ impl Engine {
             self.volumes[index].counters.sent_sectors += range.sectors();
         }
         let volume = self.volumes[index].number;
-        self.send_with(SocketRole::Data, volume, packet, payload, data, None, None);
+        // With protocol A the write counts as done at the peer when TCP has it.
+        let asynchronous = self.connection.options.as_ref().is_some_and(|o| o.protocol == Protocol::A);
+        let sent = asynchronous.then_some(Token(key.number()));
+        self.send_with(SocketRole::Data, volume, packet, payload, data, None, sent);
     }
 
     /// The `dp_flags` of a write (io spec 5.2).

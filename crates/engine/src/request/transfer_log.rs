@@ -83,6 +83,18 @@ impl Engine {
         true
     }
 
+    /// TCP has a write: with protocol A the peer counts as having it (io spec 5.3).
+    pub(crate) fn write_sent(&mut self, key: Key) {
+        if let Some(request) = self.requests.get_mut(key)
+            && request.net == Net::Pending
+        {
+            request.net = Net::Ok;
+            let index = request.volume;
+            self.volumes[index].counters.peer_pending -= 1;
+            self.settle(key);
+        }
+    }
+
     /// P_BARRIER_ACK: the oldest epoch is done at the peer. `Err`: the text for the log; the peer is confused.
     pub(crate) fn barrier_acknowledged(&mut self, barrier: u32, count: u32) -> Result<(), String> {
         let is_open = |request: &super::Request| request.barrier_expected && !request.net_done;

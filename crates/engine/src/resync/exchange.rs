@@ -8,10 +8,14 @@ use crate::Engine;
 use crate::bitmap::Bitmap;
 use crate::connection::parameters::Verdict;
 use crate::interface::{Level, Payload, SocketRole, Token};
+use crate::slab::Key;
 use crate::state::StateRequest;
 
 /// Packets of bitmap that may be on their way to the kernel.
 const PACKETS_IN_FLIGHT: u32 = 64;
+
+/// Marks the tokens of packets of bitmap among those of writes.
+const BITMAP_TOKEN: u64 = 1 << 63;
 
 /// What is being exchanged of a volume.
 #[derive(Debug, Default)]
@@ -112,7 +116,7 @@ impl Engine {
         match sender.next_packet(&Source(&disk.bitmap), &mut bytes) {
             Some(packet) => {
                 volume.exchange.unsent += 1;
-                let token = Token(index as u64);
+                let token = Token(BITMAP_TOKEN | index as u64);
                 self.send_with(
                     SocketRole::Data,
                     number,
@@ -137,9 +141,11 @@ impl Engine {
         }
     }
 
-    /// A packet of bitmap is in the kernel's hands.
-    pub(crate) fn bitmap_packet_sent(&mut self, token: Token) {
-        if let Some(volume) = self.volumes.get_mut(token.0 as usize) {
+    /// A packet of bitmap, or a write of protocol A, is in the kernel's hands.
+    pub(crate) fn packet_sent(&mut self, token: Token) {
+        if token.0 & BITMAP_TOKEN == 0 {
+            self.write_sent(Key::from_number(token.0));
+        } else if let Some(volume) = self.volumes.get_mut((token.0 & !BITMAP_TOKEN) as usize) {
             volume.exchange.unsent = volume.exchange.unsent.saturating_sub(1);
             self.attention = true;
         }

@@ -5,7 +5,7 @@
 mod harness;
 
 use harness::{Pair, VOLUME};
-use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Operation};
+use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Operation, Protocol};
 use udrbd_units::{ConnectionState, DiskState, Role};
 
 fn promote(pair: &mut Pair, node: usize, force: bool) {
@@ -318,4 +318,31 @@ fn a_write_in_flight_at_the_reconnect_is_in_the_bitmap_that_is_sent() {
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
     assert!(pair.differences().is_empty());
     assert_eq!(pair.nodes[1].load(800, 4096), vec![8; 4096]);
+}
+
+#[test]
+fn protocols_a_and_b_complete_before_the_peers_disk_has_it() {
+    for (protocol, waits_for_arrival) in [(Protocol::A, false), (Protocol::B, true)] {
+        let mut pair = Pair::new();
+        let options = NetOptions { protocol, ..NetOptions::default() };
+        for node in 0..2 {
+            pair.command(node, Command::DiskOptions { volume: VOLUME, options: Box::new(fast()) }).unwrap();
+        }
+        pair.connect(&options);
+        pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
+        promote(&mut pair, 0, true);
+        pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+        pair.nodes[1].stuck = true;
+        pair.cut = true;
+        let write = Operation::Write { fua: false, preflush: false };
+        let id = pair.submit(0, write, 0, &[9; 4096], 4096);
+        pair.settle();
+        assert_eq!(pair.nodes[0].completions.contains_key(&id), !waits_for_arrival);
+        pair.cut = false;
+        pair.settle();
+        assert!(pair.nodes[0].completions.contains_key(&id));
+        pair.unstick(1);
+        pair.settle();
+        assert!(pair.differences().is_empty());
+    }
 }
