@@ -103,7 +103,7 @@ impl Node {
 impl Pair {
     /// Two nodes with fresh metadata, attached, not connected.
     pub(crate) fn new() -> Self {
-        Self::with_sectors(64 * 2048)
+        Self::with_sectors(20 * 2048)
     }
 
     pub(crate) fn with_sectors(sectors: u64) -> Self {

@@ -68,8 +68,8 @@ fn a_forced_promotion_starts_the_full_sync() {
 fn a_write_is_on_both_disks_when_it_completes() {
     let mut pair = synced();
     for block in 0..20 {
-        pair.write(0, block * 6000 + 8, block as u8 + 1, 8192).unwrap();
-        assert_eq!(pair.nodes[1].load(block * 6000 + 8, 8192), vec![block as u8 + 1; 8192]);
+        pair.write(0, block * 1500 + 8, block as u8 + 1, 8192).unwrap();
+        assert_eq!(pair.nodes[1].load(block * 1500 + 8, 8192), vec![block as u8 + 1; 8192]);
     }
     assert!(pair.differences().is_empty());
     assert_eq!(pair.read(0, 8, 4096).unwrap(), vec![1; 4096]);
