@@ -66,6 +66,11 @@ impl Diagnostics {
         self.invalid = true;
     }
 
+    /// Makes the configuration unusable for a reason already told.
+    pub(crate) fn invalidate(&mut self) {
+        self.invalid = true;
+    }
+
     /// Forgets that the configuration is at fault, and looks for conflicts no more: what comes is about running
     /// settings.
     pub fn forgive(&mut self) {

@@ -264,12 +264,14 @@ pub fn select_peer(
         complained = true;
         break;
     }
-    if required && resource.peer.is_none() {
-        diagnostics.fault(if complained {
-            String::new()
-        } else {
-            format!("{place}:\n\tNo host ('on' or 'floating') section matches --peer '{name}'\n")
-        });
+    if !required || resource.peer.is_some() {
+        return;
+    }
+    if complained {
+        diagnostics.invalidate();
+    } else {
+        diagnostics
+            .fault(format!("{place}:\n\tNo host ('on' or 'floating') section matches --peer '{name}'\n"));
     }
 }
 

@@ -128,7 +128,7 @@ impl Parser<'_> {
                 OptionForm::Flag | OptionForm::Value => {
                     let new_name =
                         if section == Section::Proxy { name.as_str() } else { current_name(&name) };
-                    let option = self.option_value(&name, new_name.to_owned())?;
+                    let option = self.option_value(new_name.to_owned())?;
                     options.push(option);
                 }
             },
@@ -139,9 +139,9 @@ impl Parser<'_> {
     }
 
     /// The value of an option, checked.
-    fn option_value(&mut self, written_name: &str, name: String) -> Result<OptionEntry, Stop> {
+    fn option_value(&mut self, name: String) -> Result<OptionEntry, Stop> {
         let mut value = self.expect_value()?;
-        self.check_value(written_name, &name, &mut value)?;
+        self.check_value(&name, &mut value)?;
         Ok(OptionEntry { name, value: Some(value) })
     }
 
@@ -159,13 +159,8 @@ impl Parser<'_> {
     }
 
     /// The range check of those options that DRBD checks while parsing. A protocol becomes upper case.
-    pub(super) fn check_value(
-        &mut self,
-        written_name: &str,
-        name: &str,
-        value: &mut String,
-    ) -> Result<(), Stop> {
-        let Some(definition) = checked_definition(written_name) else { return Ok(()) };
+    pub(super) fn check_value(&mut self, name: &str, value: &mut String) -> Result<(), Stop> {
+        let Some(definition) = checked_definition(name) else { return Ok(()) };
         if matches!(definition.kind, OptionKind::Choice { .. }) {
             let upper = value.to_ascii_uppercase();
             if matches!(upper.as_str(), "A" | "B" | "C") {
@@ -182,10 +177,7 @@ impl Parser<'_> {
             Err(error) => return Err(self.diagnostics.stop_number(&error)),
         };
         if let Err(error @ ValueError::Range { .. }) = definition.check_range(value, number) {
-            let text = error.to_string();
-            // The table knows the option by its 8.4 name, and so does the message.
-            debug_assert!(text.starts_with(name));
-            self.range_fault(&text);
+            self.range_fault(&error.to_string());
         }
         Ok(())
     }
@@ -215,7 +207,7 @@ impl Parser<'_> {
                 }
                 OptionEntry::new(name, if value.is_empty() { "yes" } else { value })
             } else {
-                let option = self.option_value(&name, current_name(&name).to_owned())?;
+                let option = self.option_value(current_name(&name).to_owned())?;
                 self.advance();
                 option
             };

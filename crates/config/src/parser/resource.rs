@@ -59,7 +59,7 @@ impl Parser<'_> {
     fn protocol_statement(&mut self, resource: &mut Resource) -> Result<(), Stop> {
         self.diagnostics.unique_in_resource("protocol statement", format!("{}: protocol", resource.name))?;
         let mut value = self.expect_word()?;
-        self.check_value("protocol", "protocol", &mut value)?;
+        self.check_value("protocol", &mut value)?;
         resource.net.push(OptionEntry::new("protocol", value));
         self.expect_punctuation(b';')
     }
