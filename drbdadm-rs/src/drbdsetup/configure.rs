@@ -84,20 +84,7 @@ pub(super) fn report(object: &str, result: &CommandResult) -> i32 {
 }
 
 fn send(invocation: &Invocation<'_>, request: &Request) -> Result<CommandResult, i32> {
-    // What takes something away finds nothing where there is no daemon, and needs none.
-    let without_daemon = match request {
-        Request::Down { .. } => Some(CommandResult::new(ReturnCode::ResourceNotKnown)),
-        Request::DelResource { .. } => {
-            Some(CommandResult::with_info(ReturnCode::ResourceNotKnown, "unknown resource"))
-        }
-        Request::Disconnect { .. } => {
-            Some(CommandResult::with_info(ReturnCode::InvalidRequest, "unknown connection"))
-        }
-        Request::Secondary { .. } | Request::Detach { .. } | Request::DelMinor { .. } => {
-            Some(CommandResult::with_info(ReturnCode::MinorInvalid, "unknown minor"))
-        }
-        _ => None,
-    };
+    let without_daemon = result_without_daemon(request);
     match (invocation.connect(without_daemon.is_none()), without_daemon) {
         (Err(ClientError::NotRunning { .. }), Some(result)) => Ok(result),
         (Err(error @ ClientError::NotRunning { .. }), None) => {
@@ -108,6 +95,24 @@ fn send(invocation: &Invocation<'_>, request: &Request) -> Result<CommandResult,
         (Err(error), _) => Err(invocation.daemon_trouble(&error)),
         (Ok(mut client), _) => client.command(request).map_err(|error| invocation.daemon_trouble(&error)),
     }
+}
+
+/// What a command comes to where there is no daemon, and so nothing it could be about; `None` for the commands
+/// that create something and have a daemon started.
+fn result_without_daemon(request: &Request) -> Option<CommandResult> {
+    Some(match request {
+        Request::NewResource { .. }
+        | Request::NewMinor { .. }
+        | Request::Attach { .. }
+        | Request::Connect { .. } => return None,
+        Request::Down { .. } | Request::DelResource { .. } | Request::ResourceOptions { .. } => {
+            CommandResult::with_info(ReturnCode::ResourceNotKnown, "unknown resource")
+        }
+        Request::Disconnect { .. } | Request::NetOptions { .. } => {
+            CommandResult::with_info(ReturnCode::InvalidRequest, "unknown connection")
+        }
+        _ => CommandResult::with_info(ReturnCode::MinorInvalid, "unknown minor"),
+    })
 }
 
 fn complain_option(error: &OptionError) -> i32 {

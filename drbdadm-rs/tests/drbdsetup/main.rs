@@ -112,12 +112,17 @@ fn without_a_daemon_nothing_is_configured() {
     check(run, "sh-status r0", 19, "", "");
     check(run, "events2 --now", 0, "exists -\n", "");
     check(run, "down r0", 0, "", "");
+    for command in ["secondary 0", "primary 0", "detach 0", "disk-options 0 --fencing=dont-care"] {
+        let unknown =
+            "0: Failure: (127) Device minor not allocated\nadditional info from kernel:\nunknown minor\n";
+        check(run, command, 10, "", unknown);
+    }
     check(
         run,
-        "secondary 0",
+        "resource-options r0 --cpu-mask=3",
         10,
         "",
-        "0: Failure: (127) Device minor not allocated\nadditional info from kernel:\nunknown minor\n",
+        "r0: Failure: (158) Unknown resource\nadditional info from kernel:\nunknown resource\n",
     );
     check(
         run,
