@@ -40,8 +40,9 @@ impl Engine {
             let Some(request) = self.requests.get_mut(key) else { continue };
             let Some(extents) = request.range.extents() else { continue };
             let mut busy = full;
-            for extent in extents.clone().map(Extent) {
-                if !busy && request.extents_held == 0 && disk.extents.blocks_writes(extent) {
+            // An extent a resync works on is not taken, however far the request has come.
+            for extent in extents.clone().skip(request.extents_held as usize).map(Extent) {
+                if !busy && disk.extents.blocks_writes(extent) {
                     disk.extents.set_priority(extent);
                     busy = true;
                 }

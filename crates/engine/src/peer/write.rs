@@ -189,7 +189,7 @@ impl Engine {
             return;
         };
         for extent in extents.clone().map(Extent) {
-            if disk.log.get(extent) == Get::Busy {
+            if disk.extents.blocks_writes(extent) || disk.log.get(extent) == Get::Busy {
                 for taken in (*extents.start()..extent.0).map(Extent) {
                     disk.log.put(taken);
                 }
