@@ -1,6 +1,6 @@
 //! Pooled, page-aligned payload memory.
 //!
-//! All memory is mapped once, at start ("memory-pressure deadlock", runtime study 10.4: nothing is allocated on
+//! All memory is mapped once, at start ("memory-pressure deadlock", runtime spec 10.4: nothing is allocated on
 //! the write path). The mapping is cut into chunks of 1 MiB, each a buddy system with blocks of 4 KiB to 1 MiB,
 //! so that any mix of small and large requests fits without classes sized in advance. A chunk that was never
 //! used costs address space only.

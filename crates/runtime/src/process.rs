@@ -1,4 +1,4 @@
-//! The promises a process under a file system makes (runtime study 10.4), each one call.
+//! The promises a process under a file system makes (runtime spec 10.4), each one call.
 //!
 //! All but [`use_batch_scheduling`] need privilege; a daemon without it runs without them and says so in its log.
 

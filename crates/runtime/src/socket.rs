@@ -3,7 +3,7 @@
 //! A [`Stream`] has two halves that share nothing but the file:
 //!
 //! * sending: packets are queued as header bytes and payload slices, and [`Stream::flush`] hands everything queued
-//!   to the kernel with one gathered call per turn (the runtime study 3.5: worth more than every ring flag
+//!   to the kernel with one gathered call per turn (the runtime spec 3.5: worth more than every ring flag
 //!   together). When the socket is full the stream waits for room with one poll; so there is never more than one
 //!   send under way, and the kernel never holds memory of the queue.
 //! * receiving: bytes arrive in one linear buffer, to be parsed in place; bulk payload goes to a pool buffer, the

@@ -8,7 +8,7 @@
 //! Disk transfers are finished here: a short transfer is continued, an interrupted one repeated, and the caller
 //! sees one completion for the whole (io spec 5.6: any error is an error of the whole request).
 //!
-//! The ring is set up as measured in the runtime study 10.1: single issuer, deferred task work, no polling
+//! The ring is set up as measured in the runtime spec 10.1: single issuer, deferred task work, no polling
 //! thread; each flag is left out where the kernel does not know it. Waiting with a deadline needs no timeout
 //! operation: the deadline is an argument of the wait itself.
 
