@@ -1,4 +1,5 @@
 //! The language as a whole: files in, text out.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 use std::io;
@@ -168,7 +169,7 @@ fn value(definition: &udrbd_config::options::OptionDefinition, seed: u32) -> Str
             let minimum = minimum.max(0);
             (minimum + i64::from(seed) % (maximum - minimum + 1)).to_string()
         }
-        OptionKind::Flag { .. } => if seed % 2 == 0 { "yes" } else { "no" }.to_owned(),
+        OptionKind::Flag { .. } => if seed.is_multiple_of(2) { "yes" } else { "no" }.to_owned(),
         OptionKind::Choice { names, .. } => names[seed as usize % names.len()].to_owned(),
         OptionKind::Text { .. } | OptionKind::Address => format!("\"a \\\"{seed}\\\\\""),
     }
@@ -228,9 +229,10 @@ proptest! {
             expand::expand(&mut configuration);
             let choice = PeerChoice::default();
             let _ = validate(&mut configuration, &mut diagnostics, &Alpha, choice, false, true);
-            dump_of(&configuration);
+            let text = dump_of(&configuration);
+            prop_assert!(text.starts_with("# FILE\n"));
             for resource in &configuration.resources {
-                print::xml_resource(resource, true);
+                prop_assert!(print::xml_resource(resource, true).ends_with("</resource>\n"));
             }
         }
     }

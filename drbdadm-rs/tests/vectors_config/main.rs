@@ -2,6 +2,7 @@
 //!
 //! A run is made in this process, on a machine that exists in memory but for the files of the case: host name,
 //! addresses, terminal and helper programs are those of the vector.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod machine;
 
