@@ -189,6 +189,10 @@ impl Command {
         if self.name == "connect" {
             known.push(long("dry-run", Argument::Optional));
         }
+        if self.name == "status" {
+            // Of the 9 series; the usage text stays that of 8.4.
+            known.push(long("json", Argument::No));
+        }
         if self.set_defaults {
             known.push(long("set-defaults", Argument::No));
         }

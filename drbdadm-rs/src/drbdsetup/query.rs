@@ -6,7 +6,7 @@ use udrbd_control::ReturnCode;
 use udrbd_control::protocol::CommandResult;
 use udrbd_control::status::{
     DeviceSnapshot, NodeSnapshot, StatusStyle, cstate_line, dstate_line, generations_of, get_gi, role_line,
-    sh_status_all, sh_status_minor, sh_status_resource, show_gi, show_minor, status_text,
+    sh_status_all, sh_status_minor, sh_status_resource, show_gi, show_minor, status_json, status_text,
 };
 use udrbd_units::Minor;
 
@@ -154,6 +154,6 @@ pub(super) fn status(invocation: &Invocation<'_>) -> i32 {
         complain(&format!("{name}: No such resource"));
         return 10;
     }
-    out(&status_text(&node, style));
+    out(&if invocation.has("json") { status_json(&node) } else { status_text(&node, style) });
     0
 }

@@ -85,6 +85,9 @@ fn queries_print_what_the_daemon_knows() {
         "",
     );
     check(run, "get-gi 0", 1, "", "Device has no disk\n");
+    let json = drbdsetup(run, "status --json r0");
+    let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(value[0]["connections"][0]["peer-role"], "Secondary");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod broadcast;
 mod events2;
 mod generations;
+mod json;
 mod metrics;
 mod proc_drbd;
 mod progress;
@@ -20,6 +21,7 @@ mod wrap;
 pub use broadcast::{BroadcastPrinter, BroadcastScope};
 pub use events2::{EventLine, EventPrinter, EventStyle};
 pub use generations::{NoGenerations, generations_of, get_gi, show_gi};
+pub use json::status_json;
 pub use metrics::{DaemonMetrics, metrics};
 pub use proc_drbd::{DRBD_VERSION, VERSION_LINE, proc_drbd};
 pub use progress::progress_bar;
