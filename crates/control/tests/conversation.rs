@@ -95,6 +95,47 @@ fn an_answer_that_does_not_belong_is_an_error() {
     assert!(client.snapshot(None).is_err());
 }
 
+fn server_hello() -> ServerHello {
+    ServerHello { protocol: PROTOCOL_VERSION, version: "1".into(), node: "alpha".into(), process: 7 }
+}
+
+#[test]
+fn a_session_greets_and_then_hands_out_requests() {
+    let mut session = ServerSession::new(server_hello());
+    let greeting = ClientHello { protocol: PROTOCOL_VERSION, program: "drbdsetup".into() };
+    let request = Request::Outdate { minor: Minor(3) };
+    let mut bytes = encode(&greeting).unwrap();
+    bytes.extend(encode(&request).unwrap());
+    let mut events = Vec::new();
+    for byte in bytes {
+        session.receive(&[byte]);
+        while let Some(event) = session.next_event().unwrap() {
+            events.push(event);
+        }
+    }
+    assert_eq!(session.program(), Some("drbdsetup"));
+    let [SessionEvent::Send(hello), SessionEvent::Request(received)] = events.as_slice() else {
+        panic!("{events:?}")
+    };
+    assert_eq!(received, &request);
+    let mut decoder = FrameDecoder::new();
+    decoder.push(hello);
+    assert_eq!(decoder.next_message::<ServerMessage>().unwrap(), Some(ServerMessage::Hello(server_hello())));
+}
+
+#[test]
+fn a_session_turns_strangers_away() {
+    let mut session = ServerSession::new(server_hello());
+    session.receive(&encode(&ClientHello { protocol: 99, program: "x".into() }).unwrap());
+    assert!(matches!(session.next_event(), Ok(Some(SessionEvent::SendAndClose(_)))));
+    let mut session = ServerSession::new(server_hello());
+    session.receive(&encode(&Request::Outdate { minor: Minor(3) }).unwrap());
+    assert!(session.next_event().is_err());
+    let mut session = ServerSession::new(server_hello());
+    session.receive(b"GET / HTTP/1.1\r\n");
+    assert!(session.next_event().is_err());
+}
+
 fn name() -> impl Strategy<Value = String> {
     "[a-zA-Z0-9_ \\\\\"é-]{1,20}"
 }

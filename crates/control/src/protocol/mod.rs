@@ -8,7 +8,7 @@
 //! * [`Request::Watch`] with any number of [`ServerMessage::Stream`] and then [`ServerMessage::End`],
 //! * every other request with one [`ServerMessage::Result`].
 //!
-//! A server decodes with [`frame::FrameDecoder::for_requests`] and [`frame::encode`]s its answers; both are pure.
+//! [`ServerSession`] is the server's side without any input and output; answers are [`frame::encode`]d.
 //!
 //! Queries travel as snapshots and the client formats them, as the kernel's DRBD sends attributes and lets
 //! `drbdsetup` format: what is printed depends on the caller's options, user and terminal.
@@ -16,11 +16,13 @@
 pub mod frame;
 mod message;
 mod request;
+mod session;
 
 pub use message::{
     ClientHello, CommandResult, HelperEvent, PROTOCOL_VERSION, ServerHello, ServerMessage, StreamItem,
 };
 pub use request::{MetadataIndex, Request};
+pub use session::{ServerSession, SessionEvent};
 
 /// The name of the control socket in the run directory.
 pub const SOCKET_NAME: &str = "control.sock";
