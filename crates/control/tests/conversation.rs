@@ -12,7 +12,7 @@ use udrbd_control::options::{
 use udrbd_control::protocol::frame::{FrameDecoder, encode};
 use udrbd_control::protocol::{
     ClientHello, CommandResult, MetadataIndex, PROTOCOL_VERSION, Request, ServerHello, ServerMessage,
-    StreamItem,
+    ServerSession, SessionEvent, StreamItem,
 };
 use udrbd_control::status::{DeviceSnapshot, NodeSnapshot, ResourceSnapshot};
 use udrbd_control::{Address, ReturnCode};
@@ -117,7 +117,7 @@ fn a_session_greets_and_then_hands_out_requests() {
     let [SessionEvent::Send(hello), SessionEvent::Request(received)] = events.as_slice() else {
         panic!("{events:?}")
     };
-    assert_eq!(received, &request);
+    assert_eq!(**received, request);
     let mut decoder = FrameDecoder::new();
     decoder.push(hello);
     assert_eq!(decoder.next_message::<ServerMessage>().unwrap(), Some(ServerMessage::Hello(server_hello())));

@@ -11,7 +11,7 @@ pub enum SessionEvent {
     /// Send these bytes and close the connection.
     SendAndClose(Vec<u8>),
     /// Carry out this request and send the answer, [`encode`]d.
-    Request(Request),
+    Request(Box<Request>),
 }
 
 /// One conversation as the server sees it. Feed it with [`Self::receive`], then ask [`Self::next_event`] until
@@ -45,7 +45,7 @@ impl ServerSession {
     /// The client does not speak the protocol; close the connection.
     pub fn next_event(&mut self) -> Result<Option<SessionEvent>, FrameError> {
         if self.program.is_some() {
-            return Ok(self.decoder.next_message()?.map(SessionEvent::Request));
+            return Ok(self.decoder.next_message()?.map(|request| SessionEvent::Request(Box::new(request))));
         }
         let Some(ClientHello { protocol, program }) = self.decoder.next_message()? else { return Ok(None) };
         self.program = Some(program);
