@@ -19,6 +19,8 @@ const CASES: &[Case] = &[
     Case::new("kernel_syncs_an_udrbd_peer_and_both_take_writes", replication::kernel_first),
     Case::new("udrbd_and_kernel_authenticate_each_other", replication::authenticated),
     Case::new("a_wrong_secret_keeps_the_pair_apart", replication::wrong_secret),
+    Case::new("different_protocols_keep_the_pair_apart", replication::wrong_protocol),
+    Case::new("the_smaller_side_decides_the_size", replication::smaller_side_decides),
     Case::new("kernel_pair_resyncs_after_a_cut_link", link::kernel_pair),
     Case::new("udrbd_resyncs_a_kernel_peer_after_a_cut_link", link::udrbd_primary),
     Case::new("kernel_resyncs_an_udrbd_peer_after_a_cut_link", link::kernel_primary),

@@ -7,6 +7,9 @@ use udrbd_tests::replica::Kind;
 
 use crate::duo::Duo;
 
+/// Ours against the kernel's, in both parts.
+const MIXED: [(Kind, Kind); 2] = [(Kind::Udrbd, Kind::Kernel), (Kind::Kernel, Kind::Udrbd)];
+
 pub(crate) fn kernel_pair() -> Result<()> {
     Duo::play((Kind::Kernel, Kind::Kernel), both_take_writes)
 }
@@ -51,7 +54,7 @@ fn refused_promotion(duo: &mut Duo) -> Result<()> {
 }
 
 pub(crate) fn authenticated() -> Result<()> {
-    for kinds in [(Kind::Udrbd, Kind::Kernel), (Kind::Kernel, Kind::Udrbd)] {
+    for kinds in MIXED {
         Duo::play(kinds, |duo| {
             for side in [&mut duo.first, &mut duo.second] {
                 side.net.extend(["--cram-hmac-alg=sha1".to_owned(), "--shared-secret=two-of-us".to_owned()]);
@@ -67,33 +70,82 @@ pub(crate) fn authenticated() -> Result<()> {
 }
 
 pub(crate) fn wrong_secret() -> Result<()> {
+    let secret = |word: &str| format!("--cram-hmac-alg=sha1 --shared-secret={word}");
     Duo::play((Kind::Udrbd, Kind::Kernel), |duo| {
-        let secret = |word: &str| vec!["--cram-hmac-alg=sha1".to_owned(), format!("--shared-secret={word}")];
-        let plain = duo.first.net.clone();
-        duo.first.net.extend(secret("ours"));
-        duo.second.net.extend(secret("theirs"));
-        duo.connect()?;
-        // Long enough for several attempts.
-        for _ in 0..20 {
-            for side in [&duo.first, &duo.second] {
-                let status = side.status(&mut duo.guest)?;
-                if status.connection == "Connected" {
-                    bail!("{:?} is connected in spite of a wrong secret", side.kind);
-                }
-            }
-            std::thread::sleep(Duration::from_millis(400));
-        }
-        for side in [duo.first.clone(), duo.second.clone()] {
-            // Whoever has given up by itself has nothing left to disconnect.
-            let status = side.status(&mut duo.guest)?;
-            if status.connection != "StandAlone" {
-                side.disconnect(&mut duo.guest)?;
-            }
-        }
-        for side in [&mut duo.first, &mut duo.second] {
-            side.net = plain.clone();
-            side.net.extend(secret("the same"));
-        }
-        duo.connect_and_sync()
+        kept_apart(duo, &secret("ours"), &secret("theirs"), "Authentication of peer failed")?;
+        heals_with(duo, &secret("the-same"))
     })
+}
+
+pub(crate) fn wrong_protocol() -> Result<()> {
+    for kinds in MIXED {
+        Duo::play(kinds, |duo| {
+            kept_apart(duo, "--protocol=A", "--protocol=C", "incompatible protocol settings")?;
+            heals_with(duo, "--protocol=C")
+        })?;
+    }
+    Ok(())
+}
+
+/// The size of the smaller side is the device's, whoever is smaller.
+pub(crate) fn smaller_side_decides() -> Result<()> {
+    for kinds in MIXED {
+        Duo::play(kinds, |duo| {
+            let limit = 64_u64 << 20;
+            duo.second.down(&mut duo.guest)?;
+            duo.second.disk_options.push(format!("--size={}K", limit / 1024));
+            duo.second.clone().attach(&mut duo.guest)?;
+            duo.connect_and_sync()?;
+            let first = duo.first.clone();
+            let size = duo.size(&first)?;
+            if size != limit {
+                bail!("the device has {size} bytes and not {limit}");
+            }
+            duo.write(&first, "--seed 11 --count 40")?;
+            duo.compare(size)
+        })?;
+    }
+    Ok(())
+}
+
+/// With these options the sides must not meet, and our log has to say why in DRBD's words.
+fn kept_apart(duo: &mut Duo, first: &str, second: &str, words: &str) -> Result<()> {
+    let plain = duo.first.net.clone();
+    let with = |options: &str| plain.iter().cloned().chain(options.split(' ').map(str::to_owned)).collect();
+    (duo.first.net, duo.second.net) = (with(first), with(second));
+    duo.connect()?;
+    // Long enough for several attempts.
+    for _ in 0..20 {
+        for side in [&duo.first, &duo.second] {
+            let status = side.status(&mut duo.guest)?;
+            if status.connection == "Connected" {
+                bail!("{:?} is connected with {first} against {second}", side.kind);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(400));
+    }
+    let logs = [duo.first.clone(), duo.second.clone()].map(|side| side.log(&mut duo.guest));
+    if !logs.iter().any(|log| log.contains(words)) {
+        bail!("no log says `{words}`");
+    }
+    (duo.first.net, duo.second.net) = (plain.clone(), plain);
+    Ok(())
+}
+
+/// Connects again with `options` on both sides, syncs, writes.
+fn heals_with(duo: &mut Duo, options: &str) -> Result<()> {
+    for side in [duo.first.clone(), duo.second.clone()] {
+        // Whoever has given up by itself has nothing left to disconnect.
+        if side.status(&mut duo.guest)?.connection != "StandAlone" {
+            side.disconnect(&mut duo.guest)?;
+        }
+    }
+    for side in [&mut duo.first, &mut duo.second] {
+        side.net.extend(options.split(' ').map(str::to_owned));
+    }
+    duo.connect_and_sync()?;
+    let first = duo.first.clone();
+    duo.write(&first, "--seed 12 --count 20")?;
+    let size = duo.size(&first)?;
+    duo.compare(size)
 }
