@@ -152,7 +152,7 @@ impl Duo {
 /// Compares two backing disks block for block on the host; at least one block must not be zero, so that
 /// two empty disks prove nothing.
 pub(crate) fn compare_files(one: &Path, two: &Path, bytes: u64) -> Result<()> {
-    assert!(bytes >= DISK_BYTES / 2 && bytes < DISK_BYTES, "a replicated size of {bytes} bytes");
+    assert!((DISK_BYTES / 2..DISK_BYTES).contains(&bytes), "a replicated size of {bytes} bytes");
     let (one, two) = (TargetName::Path(one.to_owned()), TargetName::Path(two.to_owned()));
     let different = workload::compare(&one, &two, bytes)?;
     if !different.is_empty() {
