@@ -125,7 +125,7 @@ impl SectorRange {
 
     /// The sector behind the last one.
     pub const fn end(self) -> Sector {
-        Sector(self.start.0 + self.sectors())
+        Sector(self.start.0.saturating_add(self.sectors()))
     }
 
     /// Whether two runs share a sector; an empty run overlaps nothing.

@@ -245,7 +245,7 @@ impl Pair {
         result.map(|()| data)
     }
 
-    fn new_buffer(&mut self, node: usize, bytes: Vec<u8>) -> Buffer {
+    pub(crate) fn new_buffer(&mut self, node: usize, bytes: Vec<u8>) -> Buffer {
         let number = self.nodes[node].next as u32;
         self.nodes[node].next += 1;
         self.nodes[node].buffers.insert(number, bytes);
@@ -350,6 +350,37 @@ impl Pair {
         for action in actions {
             self.act(node, action);
         }
+    }
+
+    /// A node's end of one of the two sockets of its connection: data is the one it was told of first.
+    pub(crate) fn socket(&self, node: usize, data: bool) -> Option<SocketId> {
+        let expected = if data { udrbd_wire::Socket::Data } else { udrbd_wire::Socket::Meta };
+        let engine = self.nodes[node].engine.as_ref()?;
+        self.wires.keys().filter(|(owner, _)| *owner == node).map(|(_, socket)| *socket).find(|socket| {
+            engine
+                .reception(*socket)
+                .is_some_and(|(what, _)| what == udrbd_wire::Expected::Established(expected))
+        })
+    }
+
+    /// Something the peer never said arrives.
+    pub(crate) fn inject(&mut self, node: usize, event: Event) {
+        self.feed(node, event);
+    }
+
+    /// Gives a command, and lets it be if it is not answered within a minute.
+    pub(crate) fn try_command(&mut self, node: usize, command: Command) -> Option<CommandResult> {
+        let id = self.nodes[node].next;
+        self.nodes[node].next += 1;
+        self.events.push_back((node, Event::Command { id: CommandId(id), command }));
+        for _ in 0..60 {
+            self.settle();
+            if let Some(result) = self.nodes[node].replies.remove(&id) {
+                return Some(result);
+            }
+            self.pass(1);
+        }
+        None
     }
 
     /// What was kept while the disk was stuck happens now.

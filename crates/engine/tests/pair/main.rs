@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a script that goes wrong is a failed test")]
 
 mod harness;
+mod hostile;
 
 use harness::{Pair, VOLUME};
 use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Operation, Protocol};
