@@ -100,7 +100,7 @@ impl FromStr for Address {
         let (host, port) = split_port(family, rest)?;
         let port = match port {
             None => DEFAULT_PORT,
-            Some(port) => port.parse().map_err(|_| AddressError(format!("bad port in address '{text}'")))?,
+            Some(port) => port.parse().map_err(|_| AddressError(format!("{port} is not a valid number")))?,
         };
         let wants_v6 = family == AddressFamily::Ipv6;
         // A numeric address needs no resolver; a name is looked up as the original does.
@@ -109,7 +109,11 @@ impl FromStr for Address {
             Ok(_) => None,
             Err(_) => (host, port)
                 .to_socket_addrs()
-                .map_err(|error| AddressError(format!("can not resolve the hostname '{host}': {error}")))?
+                .map_err(|_| {
+                    AddressError(format!(
+                        "can not resolve the hostname: gethostbyname({host}): Host name lookup failure"
+                    ))
+                })?
                 .find(|socket| socket.is_ipv6() == wants_v6),
         };
         match socket {

@@ -44,7 +44,7 @@ pub(super) fn parse(program: &str, arguments: &[String], known: &[LongOption]) -
                 Some((name, value)) => (name, Some(value.to_owned())),
                 None => (long, None),
             };
-            let option = find(program, name, known)?;
+            let option = find(program, long, name, known)?;
             let value = match (option.argument, value) {
                 (Argument::No, Some(_)) => {
                     return Err(format!("{program}: option '--{}' doesn't allow an argument", option.name));
@@ -67,17 +67,22 @@ pub(super) fn parse(program: &str, arguments: &[String], known: &[LongOption]) -
     Ok(parsed)
 }
 
-fn find<'a>(program: &str, name: &str, known: &'a [LongOption]) -> Result<&'a LongOption, String> {
+fn find<'a>(
+    program: &str,
+    written: &str,
+    name: &str,
+    known: &'a [LongOption],
+) -> Result<&'a LongOption, String> {
     if let Some(exact) = known.iter().find(|option| option.name == name) {
         return Ok(exact);
     }
     let candidates: Vec<&LongOption> = known.iter().filter(|option| option.name.starts_with(name)).collect();
     match candidates.as_slice() {
         [only] => Ok(only),
-        [] => Err(format!("{program}: unrecognized option '--{name}'")),
+        [] => Err(format!("{program}: unrecognized option '--{written}'")),
         several => {
             let names: Vec<String> = several.iter().map(|option| format!("'--{}'", option.name)).collect();
-            Err(format!("{program}: option '--{name}' is ambiguous; possibilities: {}", names.join(" ")))
+            Err(format!("{program}: option '--{written}' is ambiguous; possibilities: {}", names.join(" ")))
         }
     }
 }
@@ -109,7 +114,7 @@ mod tests {
     #[test]
     fn mistakes_are_told_as_getopt_tells_them() {
         let cases: [(&[&str], &str); 5] = [
-            (&["--bogus"], "resize: unrecognized option '--bogus'"),
+            (&["--bogus=1"], "resize: unrecognized option '--bogus=1'"),
             (&["--s"], "resize: option '--s' is ambiguous; possibilities: '--size' '--set-defaults' '--si'"),
             (&["--size"], "resize: option '--size' requires an argument"),
             (&["--set-defaults=yes"], "resize: option '--set-defaults' doesn't allow an argument"),

@@ -82,13 +82,14 @@ impl<'a> Invocation<'a> {
             .collect()
     }
 
-    /// Tells of words that are too many. Real ones end the line on standard output.
+    /// Tells of words that are too many, on standard error but for the newline, as the original does.
     pub(super) fn refuse_excess(&self, expected: usize) -> Result<(), i32> {
         let excess = self.words.get(expected..).unwrap_or_default();
         if excess.is_empty() {
             return Ok(());
         }
-        complain(&format!("Excess arguments: {}", excess.join(" ")));
+        eprint!("Excess arguments: {}", excess.join(" "));
+        out("\n");
         Err(EXIT_USAGE)
     }
 

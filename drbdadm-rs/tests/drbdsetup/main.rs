@@ -226,7 +226,7 @@ fn connect_and_net_options_carry_addresses_and_options() {
 fn mistakes_are_usage_errors() {
     let daemon = Daemon::start(healthy());
     let run = daemon.directory();
-    check(run, "primary 0 x y", 20, "", "Excess arguments: x y\n");
+    check(run, "primary 0 x y", 20, "\n", "Excess arguments: x y");
     check(run, "disk-options 0 --fencing=maybe", 20, "", "Option --fencing: invalid argument 'maybe'\n");
     check(run, "disk-options 0 --resync-rate=fast", 20, "", "fast is not a valid number\n");
     check(
@@ -441,6 +441,39 @@ fn command_usage_vectors() {
     assert!(count >= 76, "only {count} files");
 }
 
+/// Runs the command of a transcript under the name it has there and compares what a terminal would show.
+fn check_transcript_run(run_directory: &Path, run: &str) {
+    let (command, rest) = run.split_once('\n').expect("a command");
+    let (expected, status) = rest.split_once("[rc ").expect("an exit status");
+    let program = run_directory.join("drbdsetup-84");
+    if !program.exists() {
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_drbdsetup"), &program).expect("a link");
+    }
+    let output = Command::new("/bin/sh")
+        .args(["-c", "exec 2>&1; exec \"$@\"", "sh"])
+        .arg(&program)
+        .args(command.split(' '))
+        .env("UDRBD_RUN_DIR", run_directory)
+        .env("UDRBD_NO_START", "1")
+        .output()
+        .expect("drbdsetup runs");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{command}");
+    assert_eq!(output.status.code().map(|code| code.to_string()).as_deref(), status.split(']').next());
+}
+
+/// What the original printed for wrong arguments and for a device without disk and network.
+#[test]
+fn mistakes_vectors() {
+    let mut resource = ResourceSnapshot::new("r0");
+    resource.devices.push(DeviceSnapshot::new(VolumeNumber(0), Minor(0)));
+    let daemon = Daemon::start(NodeSnapshot { resources: vec![resource] });
+    let text = include_str!("../data/status/commands/07-mistakes.txt");
+    let runs: Vec<&str> = text.split("$ drbdsetup-84 ").skip(1).collect();
+    runs.iter().for_each(|run| check_transcript_run(daemon.directory(), run));
+    assert!(runs.len() >= 50, "only {} runs", runs.len());
+    assert!(daemon.commands().is_empty());
+}
+
 #[test]
 fn usage_vectors() {
     let daemon = Daemon::start(healthy());
@@ -452,17 +485,7 @@ fn usage_vectors() {
         .flatten();
     for text in files.filter_map(|file| std::fs::read_to_string(file.path()).ok()) {
         for run in text.split("$ drbdsetup-84 ").skip(1).filter(|run| run.contains("USAGE: ")) {
-            let (command, rest) = run.split_once('\n').unwrap();
-            let (expected, status) = rest.split_once("[rc ").unwrap();
-            let output = drbdsetup(daemon.directory(), command);
-            // Called by another name, the program says that name.
-            let printed =
-                String::from_utf8_lossy(&output.stdout).replace("drbdsetup command", "drbdsetup-84 command");
-            assert_eq!(printed, expected, "{command}");
-            assert_eq!(
-                output.status.code().map(|code| code.to_string()).as_deref(),
-                status.split(']').next()
-            );
+            check_transcript_run(daemon.directory(), run);
             count += 1;
         }
     }
