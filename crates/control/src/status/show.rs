@@ -27,7 +27,10 @@ pub fn show_minor(node: &NodeSnapshot, minor: Minor, show_defaults: bool) -> Opt
 fn show_resource(resource: &ResourceSnapshot, devices: &[&DeviceSnapshot], show_defaults: bool) -> String {
     let mut out = Block { text: String::new(), indent: 0, show_defaults };
     out.open(&format!("resource {}", resource.name));
-    out.options("options", &resource.options);
+    // The original does not tell the options of a resource without volumes.
+    if !devices.is_empty() {
+        out.options("options", &resource.options);
+    }
     if let Some(options) = &resource.connection.options {
         out.options("net", options);
     }

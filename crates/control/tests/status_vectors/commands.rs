@@ -56,7 +56,7 @@ fn verb(run: &Run) -> &str {
 #[test]
 fn show_vectors() {
     check_runs(
-        9,
+        15,
         |run| verb(run) == "show" && run.status == 0,
         |run| {
             let defaults = run.command.contains("--show-defaults");
@@ -151,6 +151,14 @@ fn parse_show(text: &str) -> Result<NodeSnapshot, String> {
     Ok(node)
 }
 
+/// The text between quotes without its escapes, or the word as it is.
+fn unquoted(value: &str) -> String {
+    match value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(inner) => inner.replace("\\\"", "\"").replace("\\\\", "\\"),
+        None => value.to_owned(),
+    }
+}
+
 fn open_section(node: &mut NodeSnapshot, section: &str) -> Result<(), String> {
     if let Some(name) = section.strip_prefix("resource ") {
         node.resources.push(ResourceSnapshot::new(name));
@@ -175,7 +183,7 @@ fn statement(
     let (statement, _) = line.split_once(';').ok_or("no semicolon")?;
     let (name, value) = statement.split_once('\t').ok_or("no tab")?;
     let (name, value) = (name.trim_end(), value.trim_start());
-    let plain = value.trim_matches('"');
+    let plain = &unquoted(value);
     let error = |error: udrbd_control::options::OptionError| error.to_string();
     match section {
         "options" => return resource.options.set(name, Some(plain)).map_err(error),

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use udrbd_control::protocol::{HelperEvent, StreamItem};
-use udrbd_control::status::{DeviceSnapshot, EventPrinter, EventStyle, NodeSnapshot, ResourceSnapshot};
+use udrbd_control::status::{
+    DeviceSnapshot, EventPrinter, EventStyle, NodeSnapshot, ResourceSnapshot, WriteOrdering,
+};
 use udrbd_units::{Minor, VolumeNumber};
 
 use crate::{check_all, connection_of_word, file_name, files, give_addresses, replication_of_word, same};
@@ -198,6 +200,11 @@ fn apply_resource(resource: &mut ResourceSnapshot, line: &Line<'_>) {
         if line.verb == "create" {
             resource.devices.clear();
         }
+    }
+    if let Some(ordering) = line.value("write-ordering") {
+        let all = [WriteOrdering::None, WriteOrdering::Drain, WriteOrdering::Flush];
+        resource.write_ordering =
+            all.into_iter().find(|known| known.word() == ordering).expect("a write ordering");
     }
     if let Some(suspended) = line.value("suspended") {
         resource.suspended.user = suspended.contains("user");
