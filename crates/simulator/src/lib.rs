@@ -1,1 +1,36 @@
 //! Two engines on simulated disks, network, operators and power, driven from a seed.
+//!
+//! A run is decided by one number: the sizes of the devices, every delay, what clients write, when the power goes and
+//! what is lost with it. The same program and the same seed give the same run, so a bug found once can be looked at as
+//! often as it takes.
+//!
+//! * [`plan`]: what a seed means; [`disk`] and [`network`]: what can go wrong with them;
+//! * `world`: the clock and the order of things; `machine`: what a runtime does for an engine; `clients` and
+//!   `administrator`: who use it;
+//! * `check` and `audit`: the rules (io spec 21); [`coverage`]: what was seen;
+//! * [`run`] plays one seed.
+#![forbid(unsafe_code)]
+
+mod administrator;
+mod audit;
+mod check;
+mod clients;
+pub mod coverage;
+pub mod disk;
+mod machine;
+pub mod network;
+mod node;
+pub mod plan;
+pub mod random;
+mod trace;
+mod world;
+
+pub use check::Violation;
+pub use coverage::Coverage;
+pub use plan::Plan;
+pub use world::Outcome;
+
+/// Plays a plan. `tracing`: keep in words what happened.
+pub fn run(plan: Plan, tracing: bool) -> Outcome {
+    world::World::new(plan, tracing).run()
+}

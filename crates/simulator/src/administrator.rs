@@ -1,0 +1,507 @@
+//! What people do to the nodes, and what fate does.
+
+use udrbd_engine::Engine;
+use udrbd_engine::interface::{
+    AttachSettings, Command, CommandId, CommandResult, DiskProperties, Event, Failure, NetOptions,
+    ResourceOptions,
+};
+use udrbd_metadata::Placement;
+use udrbd_units::{ConnectionState, DiskState, Minor, Role, Sector};
+
+use crate::machine::VOLUME;
+use crate::network::{Ending, NodeId};
+use crate::node::{Purpose, Resolution};
+use crate::plan::{Operation, SECOND};
+use crate::world::{CONVERGENCE, Due, Restore, World};
+
+/// What an attach may be refused with at times: the disk is there already, or holds other data than the clients saw.
+const ATTACH_REFUSALS: [u32; 2] = [124, 150];
+
+impl World {
+    /// Starts the daemon of a node that has power.
+    pub(crate) fn start_daemon(&mut self, node: NodeId) {
+        if self.nodes[node].engine.is_some() || !self.nodes[node].powered {
+            return;
+        }
+        let mut seed = [0; 32];
+        for piece in seed.chunks_mut(8) {
+            piece.copy_from_slice(&self.random.bits().to_le_bytes());
+        }
+        let text = format!("node {node}: the daemon starts");
+        self.say(&text);
+        self.nodes[node].engine = Some(Engine::new(ResourceOptions::default(), seed));
+    }
+
+    /// The daemon is gone, with the power or alone.
+    fn stop_daemon(&mut self, node: NodeId, power: bool) {
+        let text = format!("node {node}: {}", if power { "POWER CUT" } else { "KILLED" });
+        self.say(&text);
+        if power && !self.nodes[node].powered {
+            return;
+        }
+        let before = self.nodes[node].disk.data.contents().clone();
+        let writes: Vec<_> =
+            self.nodes[node].in_flight.values().filter_map(|operation| operation.write().cloned()).collect();
+        let disk = &mut self.nodes[node].disk;
+        if power {
+            disk.lose_power(&mut self.random, writes.iter());
+            self.checker.power_lost(node, &before, &self.nodes[node].disk);
+        } else {
+            disk.lose_daemon(&mut self.random, writes.iter());
+        }
+        let given_up: Vec<_> = self.nodes[node]
+            .requests
+            .values()
+            .filter(|request| request.operation.is_write())
+            .map(|request| request.write)
+            .collect();
+        for write in given_up {
+            self.checker.give_up_write(write);
+        }
+        for (connection, end) in self.network.ends_of(node) {
+            if power {
+                self.network.connections[connection].ends[end].open = false;
+                self.network.connections[connection].directions[1 - end].frames.clear();
+            } else {
+                let ending = if self.random.one_in(2) { Ending::Reset } else { Ending::Finished };
+                self.close_end(connection, end, ending);
+            }
+        }
+        self.nodes[node].forget_daemon();
+        self.are_equal = false;
+        if power {
+            self.nodes[node].powered = false;
+        }
+    }
+
+    pub(crate) fn command(&mut self, node: NodeId, purpose: Purpose, command: Command) {
+        if self.nodes[node].engine.is_none() {
+            return;
+        }
+        let id = CommandId(self.next_command);
+        self.next_command += 1;
+        self.nodes[node].administrator.commands.insert(id, purpose);
+        self.feed(node, Event::Command { id, command });
+    }
+
+    /// A command is done.
+    pub(crate) fn replied(&mut self, node: NodeId, id: CommandId, result: &CommandResult) {
+        let administrator = &mut self.nodes[node].administrator;
+        let Some(purpose) = administrator.commands.remove(&id) else {
+            self.fail("a command is answered once", format!("{id:?}"));
+            return;
+        };
+        match (purpose, result) {
+            (Purpose::NewMinor, Ok(())) => administrator.has_minor = true,
+            (Purpose::Down, Ok(())) => administrator.has_minor = false,
+            (Purpose::Attach, Err(Failure::Configuration { code, info }))
+                if !ATTACH_REFUSALS.contains(code) =>
+            {
+                let text = format!("node {node}: {code} {info:?}");
+                self.fail("a good disk is attached", text);
+            }
+            (Purpose::Invalidate, Ok(())) => self.checker.excused[node] = true,
+            (Purpose::InvalidateRemote, Ok(())) => self.checker.excused[1 - node] = true,
+            _ => {}
+        }
+    }
+
+    /// What a node's administrator does about what he sees.
+    pub(crate) fn administrate(&mut self, node: NodeId) {
+        let own = &self.nodes[node];
+        if own.engine.is_none() || own.administrator.is_doing(Purpose::Down) {
+            return;
+        }
+        let administrator = &own.administrator;
+        if !administrator.has_minor {
+            if !administrator.is_doing(Purpose::NewMinor)
+                && (administrator.wants_disk || administrator.wants_connection)
+            {
+                let command = Command::NewMinor { volume: VOLUME, minor: Minor(0) };
+                self.command(node, Purpose::NewMinor, command);
+            }
+            return;
+        }
+        let connection = own.status.as_ref().map_or(ConnectionState::StandAlone, |s| s.connection.state);
+        if administrator.wants_disk
+            && own.disk_state() == DiskState::Diskless
+            && !administrator.is_doing(Purpose::Attach)
+            && !administrator.is_doing(Purpose::Detach)
+        {
+            self.attach(node);
+            return;
+        }
+        if let Some(resolution) = administrator.resolution {
+            self.resolve_here(node, resolution, connection);
+            return;
+        }
+        let quiet = !administrator.is_doing(Purpose::Connect) && !administrator.is_doing(Purpose::Attach);
+        if administrator.wants_connection
+            && !administrator.refused
+            && quiet
+            && connection == ConnectionState::StandAlone
+        {
+            self.connect(node, false);
+        }
+        self.first_promotion(node);
+    }
+
+    /// Somebody has to say once whose data are the good ones.
+    fn first_promotion(&mut self, node: NodeId) {
+        let connected = |node: NodeId| {
+            let own = &self.nodes[node];
+            own.connection() == ConnectionState::Connected
+                && own.disk_state() == DiskState::Inconsistent
+                && own.peer_disk_state() == DiskState::Inconsistent
+        };
+        let busy = |node: NodeId| !self.nodes[node].administrator.commands.is_empty();
+        if connected(0) && connected(1) && !busy(0) && !busy(1) {
+            self.promote(node, true);
+        }
+    }
+
+    fn promote(&mut self, node: NodeId, force: bool) {
+        self.command(node, Purpose::Primary { force }, Command::Primary { volume: VOLUME, force });
+    }
+
+    fn attach(&mut self, node: NodeId) {
+        let settings = &self.plan.settings;
+        let backing = Sector(settings.backing_sectors[node]);
+        let properties = DiskProperties {
+            backing_size: backing,
+            metadata_size: backing,
+            logical_block_bytes: 512,
+            physical_block_bytes: 4096,
+            max_request_bytes: 1 << 20,
+            volatile_cache: settings.volatile[node],
+            discard_granularity_bytes: settings.discard_granularity,
+            discard_zeroes: settings.discard_granularity > 0,
+        };
+        let settings = AttachSettings {
+            placement: Placement::Internal,
+            properties,
+            options: settings.disk_options.clone(),
+        };
+        let command = Command::Attach { volume: VOLUME, settings: Box::new(settings) };
+        self.command(node, Purpose::Attach, command);
+    }
+
+    fn connect(&mut self, node: NodeId, discard_my_data: bool) {
+        self.nodes[node].administrator.refused = false;
+        let options = NetOptions { discard_my_data, ..self.plan.settings.net_options.clone() };
+        self.command(node, Purpose::Connect, Command::Connect(Box::new(options)));
+    }
+
+    /// Takes a node's part in resolving a split brain.
+    fn resolve_here(&mut self, node: NodeId, resolution: Resolution, connection: ConnectionState) {
+        let own = &self.nodes[node];
+        if !own.administrator.commands.is_empty() {
+            return;
+        }
+        let discard = resolution == Resolution::Discard;
+        if discard && own.is_primary() {
+            let command = Command::Secondary { volume: VOLUME, held_open: false };
+            self.command(node, Purpose::Secondary, command);
+        } else if connection != ConnectionState::StandAlone {
+            if discard {
+                self.command(node, Purpose::Disconnect, Command::Disconnect { force: true });
+            } else {
+                self.nodes[node].administrator.resolution = None;
+            }
+        } else {
+            self.nodes[node].administrator.resolution = None;
+            if discard {
+                self.checker.excused[node] = true;
+            }
+            self.connect(node, discard);
+        }
+    }
+
+    /// Resolves a split brain, if one keeps the nodes apart.
+    pub(crate) fn resolve(&mut self) {
+        let refused = (0..2).any(|node| self.nodes[node].administrator.refused);
+        let busy = (0..2).any(|node| self.nodes[node].administrator.resolution.is_some());
+        let up = (0..2).all(|node| self.nodes[node].engine.is_some());
+        if !refused || busy || !up {
+            return;
+        }
+        let good: Vec<NodeId> =
+            (0..2).filter(|node| self.nodes[*node].disk_state() >= DiskState::Consistent).collect();
+        let keep = if good.is_empty() { self.random.below(2) as NodeId } else { self.random.pick(&good) };
+        let text = format!("somebody keeps the data of node {keep}");
+        self.say(&text);
+        self.coverage.fault("split brain resolved");
+        self.nodes[keep].administrator.resolution = Some(Resolution::Keep);
+        self.nodes[1 - keep].administrator.resolution = Some(Resolution::Discard);
+    }
+
+    /// A step of the plan.
+    pub(crate) fn step(&mut self, index: usize) {
+        let operation = self.plan.steps[index].operation;
+        let text = format!("step {index}: {operation:?}");
+        self.say(&text);
+        match operation {
+            Operation::Load { requests, depth } => {
+                self.load(requests, depth);
+            }
+            Operation::Cut { node, both, time } => {
+                self.coverage.fault("link cut");
+                self.network.cut[node] = true;
+                self.network.cut[1 - node] |= both;
+                self.after(time, Due::Over(Restore::Link));
+            }
+            Operation::Break { pick, half } => self.break_connection(pick, half),
+            Operation::PowerCut { node, time } => self.cut_power(node, time),
+            Operation::PowerCutBoth { times } => {
+                self.cut_power(0, times[0]);
+                self.cut_power(1, times[1]);
+            }
+            Operation::Kill { node, time } => {
+                if self.nodes[node].engine.is_some() {
+                    self.coverage.fault("daemon killed");
+                    self.stop_daemon(node, false);
+                    self.after(time, Due::Over(Restore::Daemon(node)));
+                }
+            }
+            Operation::Disconnect { node, time, force } => {
+                self.coverage.fault("disconnect");
+                self.nodes[node].administrator.wants_connection = false;
+                self.command(node, Purpose::Disconnect, Command::Disconnect { force });
+                self.after(time, Due::Over(Restore::Connection(node)));
+            }
+            Operation::SwitchOver => self.switch_over(),
+            Operation::Promote { node } => self.try_promotion(node),
+            Operation::Demote { node } => {
+                if self.nodes[node].is_primary() {
+                    self.demote(node);
+                }
+            }
+            other => self.rare_step(other),
+        }
+    }
+
+    fn rare_step(&mut self, operation: Operation) {
+        match operation {
+            Operation::Detach { node, time } => {
+                self.coverage.fault("detach");
+                self.nodes[node].administrator.wants_disk = false;
+                let command = Command::Detach { volume: VOLUME, force: false };
+                self.command(node, Purpose::Detach, command);
+                self.after(time, Due::Over(Restore::Disk(node)));
+            }
+            Operation::Invalidate { node } => {
+                self.coverage.fault("invalidate");
+                self.command(node, Purpose::Invalidate, Command::Invalidate { volume: VOLUME });
+            }
+            Operation::InvalidateRemote { node } => {
+                self.coverage.fault("invalidate-remote");
+                let command = Command::InvalidateRemote { volume: VOLUME };
+                self.command(node, Purpose::InvalidateRemote, command);
+            }
+            Operation::Pause { node, time } => {
+                self.coverage.fault("pause-sync");
+                self.command(node, Purpose::Other, Command::PauseSync { volume: VOLUME });
+                self.after(time, Due::Over(Restore::Resync(node)));
+            }
+            Operation::Suspend { node, time } => {
+                self.coverage.fault("suspend-io");
+                self.command(node, Purpose::Other, Command::SuspendIo { volume: VOLUME });
+                self.after(time, Due::Over(Restore::Io(node)));
+            }
+            Operation::Down { node, time } => {
+                if self.nodes[node].engine.is_some() {
+                    self.coverage.fault("down");
+                    let administrator = &mut self.nodes[node].administrator;
+                    administrator.wants_disk = false;
+                    administrator.wants_connection = false;
+                    self.command(node, Purpose::Down, Command::Down);
+                    self.after(time, Due::Over(Restore::Disk(node)));
+                    self.after(time, Due::Over(Restore::Connection(node)));
+                }
+            }
+            Operation::SlowDisk { node, time } => {
+                self.coverage.fault("slow disk");
+                self.nodes[node].slow_until = self.now + time;
+            }
+            Operation::SlowNetwork { time } => {
+                self.coverage.fault("slow network");
+                self.network.latency.1 = self.plan.settings.network_latency.1 * 20;
+                self.after(time, Due::Over(Restore::Network));
+            }
+            _ => self.resolve(),
+        }
+    }
+
+    fn cut_power(&mut self, node: NodeId, time: u64) {
+        if self.nodes[node].powered {
+            self.coverage.fault("power cut");
+            self.stop_daemon(node, true);
+            self.after(time, Due::Over(Restore::Power(node)));
+        }
+    }
+
+    fn break_connection(&mut self, pick: u64, half: bool) {
+        let ends = self.network.ends_of((pick % 2) as NodeId);
+        if ends.is_empty() {
+            return;
+        }
+        let (connection, end) = ends[(pick / 2) as usize % ends.len()];
+        self.coverage.fault(if half { "socket half-closed" } else { "socket reset" });
+        let state = self.network.connections[connection].ends[end];
+        self.close_end(connection, end, if half { Ending::Finished } else { Ending::Reset });
+        let text = format!("connection {connection} breaks at node {}", state.node);
+        self.say(&text);
+        let Some(socket) = state.socket else { return };
+        if half {
+            // This end keeps sending into the void: it hears of it when the other end has hung up.
+            self.network.connections[connection].ends[end].open = true;
+            self.network.connections[connection].directions[end].ending = Some((Ending::Finished, self.now));
+        } else {
+            let loss = udrbd_engine::interface::SocketLoss::Broken(104);
+            self.feed(state.node, Event::SocketDown { socket, loss });
+        }
+    }
+
+    /// Something is over.
+    pub(crate) fn restore(&mut self, restore: Restore) {
+        let text = format!("over: {restore:?}");
+        self.say(&text);
+        match restore {
+            Restore::Link => {
+                self.network.cut = [false; 2];
+                for connection in 0..self.network.connections.len() {
+                    for direction in 0..2 {
+                        let delay = self.network_delay();
+                        self.after(delay, Due::Arrival { connection, direction });
+                    }
+                }
+            }
+            Restore::Power(node) => {
+                self.nodes[node].powered = true;
+                self.start_daemon(node);
+            }
+            Restore::Daemon(node) => self.start_daemon(node),
+            Restore::Connection(node) => self.nodes[node].administrator.wants_connection = true,
+            Restore::Disk(node) => self.nodes[node].administrator.wants_disk = true,
+            Restore::Resync(node) => {
+                self.command(node, Purpose::Other, Command::ResumeSync { volume: VOLUME });
+            }
+            Restore::Io(node) => self.command(node, Purpose::Other, Command::ResumeIo { volume: VOLUME }),
+            Restore::Network => self.network.latency = self.plan.settings.network_latency,
+        }
+    }
+
+    fn demote(&mut self, node: NodeId) {
+        self.coverage.fault("secondary");
+        self.command(node, Purpose::Secondary, Command::Secondary { volume: VOLUME, held_open: false });
+    }
+
+    fn switch_over(&mut self) {
+        let primary = (0..2).find(|node| self.nodes[*node].is_primary());
+        match primary {
+            Some(node) if !self.nodes[1 - node].is_primary() => {
+                self.demote(node);
+                self.try_promotion(1 - node);
+            }
+            Some(_) => {}
+            None => self.try_promotion(0),
+        }
+    }
+
+    /// Promotes a node, unless DRBD's documentation says that nobody must do that now.
+    fn try_promotion(&mut self, node: NodeId) {
+        let own = &self.nodes[node];
+        if own.engine.is_none() || own.is_primary() || self.ahead_of_its_source[node] {
+            return;
+        }
+        let unseen =
+            self.nodes[1 - node].is_primary() && self.nodes[node].connection() < ConnectionState::Connected;
+        if unseen && !self.random.one_in(3) {
+            return;
+        }
+        self.coverage.fault("primary");
+        self.promote(node, false);
+    }
+
+    /// The end: everything is healed, and the nodes have to find together.
+    pub(crate) fn ending(&mut self) {
+        let Some(since) = self.ending_since else {
+            self.ending_since = Some(self.now);
+            self.resolved_at = self.now;
+            self.begin_ending();
+            self.after(SECOND / 2, Due::Ending);
+            return;
+        };
+        for node in 0..2 {
+            self.nodes[node].powered = true;
+            self.start_daemon(node);
+            self.nodes[node].administrator.wants_disk = true;
+            self.nodes[node].administrator.wants_connection = true;
+        }
+        let calm = self.budget == 0 && self.nodes.iter().all(|node| node.requests.is_empty());
+        if self.are_equal && calm {
+            self.conclude();
+            return;
+        }
+        if self.now > since + CONVERGENCE {
+            let states = [0, 1].map(|node| {
+                let own = &self.nodes[node];
+                let role = own.volume().map_or(Role::Unknown, |volume| volume.role);
+                let (connection, disk, peer_disk) =
+                    (own.connection(), own.disk_state(), own.peer_disk_state());
+                let waiting = own.requests.len();
+                format!("{connection} {role} {disk}/{peer_disk} {waiting} requests")
+            });
+            self.fail("the nodes find together", format!("{states:?}"));
+            return;
+        }
+        if self.now > self.resolved_at + 5 * SECOND {
+            self.resolved_at = self.now;
+            self.resolve();
+            self.last_resort();
+        }
+        self.after(SECOND / 2, Due::Ending);
+    }
+
+    fn begin_ending(&mut self) {
+        self.say("the end begins");
+        self.network.latency = self.plan.settings.network_latency;
+        self.restore(Restore::Link);
+        for node in 0..2 {
+            self.nodes[node].slow_until = 0;
+            self.restore(Restore::Power(node));
+            self.restore(Restore::Io(node));
+            self.restore(Restore::Resync(node));
+        }
+    }
+
+    /// Where neither node has good data any more, somebody has to choose.
+    fn last_resort(&mut self) {
+        let bad = |node: NodeId| {
+            let own = &self.nodes[node];
+            own.connection() == ConnectionState::Connected
+                && own.disk_state() < DiskState::Consistent
+                && own.disk_state() >= DiskState::Inconsistent
+                && own.peer_disk_state() < DiskState::Consistent
+        };
+        if bad(0) && bad(1) {
+            self.coverage.fault("primary --force");
+            let better = usize::from(self.nodes[1].disk_state() > self.nodes[0].disk_state());
+            self.promote(better, true);
+        }
+    }
+
+    fn conclude(&mut self) {
+        self.over = true;
+        self.compare("at the end");
+        for node in 0..2 {
+            let result = self.checker.check_disk(&self.nodes[node].disk, node, "at the end");
+            self.check("the disk is what it has to be", result);
+            let buffers = self.nodes[node].buffers.len();
+            if buffers > 0 {
+                self.fail("every buffer is given back", format!("{buffers} on node {node} are not"));
+            }
+        }
+        self.say("the end");
+    }
+}

@@ -1,0 +1,317 @@
+//! What the outside world may rely on, and whether it held.
+//!
+//! Each disk has a *view*: for each sector the writes it may hold, if this disk is the one that is used. A write becomes
+//! possible when it is issued; when it completes, everything that was complete before it was issued is no longer
+//! possible on the disks that have it. Nothing here believes what an engine says of its data: whether a disk has a
+//! write is looked up on the disk.
+//!
+//! A write that completed but is on one disk only is *exclusive* to it: before the other disk's data may replace these,
+//! an administrator has to say so. That is what split brain detection is for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use udrbd_units::SectorRange;
+
+use crate::disk::{Disk, Tag};
+use crate::network::NodeId;
+
+/// Something that must not happen has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which rule was broken, in short.
+    pub rule: &'static str,
+    /// How.
+    pub text: String,
+}
+
+/// A write of a client.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WriteRecord {
+    /// What the sectors hold afterwards; 0: zeroes.
+    pub(crate) value: Tag,
+    pub(crate) range: SectorRange,
+    pub(crate) issued: u64,
+    /// When it was over; `u64::MAX`: it is not.
+    pub(crate) done: u64,
+}
+
+/// Which writes each sector may hold.
+pub(crate) type View = BTreeMap<u64, Vec<Tag>>;
+
+const ZERO: &[Tag] = &[0];
+
+/// The rules, and what is known.
+pub(crate) struct Checker {
+    pub(crate) writes: Vec<WriteRecord>,
+    pub(crate) views: [View; 2],
+    pub(crate) exclusive: [BTreeSet<Tag>; 2],
+    /// An administrator allowed this disk's data to be discarded.
+    pub(crate) excused: [bool; 2],
+    /// Completed writes no flush has confirmed.
+    unflushed: [Vec<Tag>; 2],
+    /// Discards and writes of zeroes that are not over.
+    zeroing: Vec<Tag>,
+    count: u64,
+}
+
+impl Checker {
+    pub(crate) fn new() -> Self {
+        let nothing =
+            WriteRecord { value: 0, range: SectorRange::new(udrbd_units::Sector(0), 0), issued: 0, done: 0 };
+        Self {
+            writes: vec![nothing],
+            views: [View::new(), View::new()],
+            exclusive: [BTreeSet::new(), BTreeSet::new()],
+            excused: [false; 2],
+            unflushed: [Vec::new(), Vec::new()],
+            zeroing: Vec::new(),
+            count: 1,
+        }
+    }
+
+    /// A moment in the order of things.
+    pub(crate) const fn tick(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+
+    /// A write is issued. Returns its number and when.
+    pub(crate) fn issue_write(&mut self, range: SectorRange, zeroes: bool) -> (Tag, u64) {
+        let issued = self.tick();
+        let number = self.writes.len() as Tag;
+        self.writes.push(WriteRecord {
+            value: if zeroes { 0 } else { number },
+            range,
+            issued,
+            done: u64::MAX,
+        });
+        let mut fresh = ZERO.to_vec();
+        fresh.extend(self.zeroing.iter().filter(|other| self.writes[**other as usize].range.overlaps(range)));
+        for view in &mut self.views {
+            if zeroes {
+                for (_, possible) in view.range_mut(range.start.0..range.end().0) {
+                    possible.push(number);
+                }
+            } else {
+                for sector in range.start.0..range.end().0 {
+                    view.entry(sector).or_insert_with(|| fresh.clone()).push(number);
+                }
+            }
+        }
+        if zeroes {
+            self.zeroing.push(number);
+        }
+        (number, issued)
+    }
+
+    /// A write did not complete and never will.
+    pub(crate) fn give_up_write(&mut self, number: Tag) {
+        let now = self.tick();
+        self.writes[number as usize].done = now;
+        self.zeroing.retain(|other| *other != number);
+    }
+
+    fn possible(&self, disk: NodeId, sector: u64) -> &[Tag] {
+        self.views[disk].get(&sector).map_or(ZERO, Vec::as_slice)
+    }
+
+    /// What a read of these sectors of a disk may find now.
+    pub(crate) fn expected(&self, disk: NodeId, range: SectorRange) -> Vec<Vec<Tag>> {
+        (range.start.0..range.end().0).map(|sector| self.possible(disk, sector).to_vec()).collect()
+    }
+
+    fn holds(&self, possible: &[Tag], value: Tag) -> bool {
+        possible.iter().any(|number| self.writes[*number as usize].value == value)
+    }
+
+    /// Whether a value found in a sector is this write's, or of one that was not complete when it was issued.
+    fn not_older(&self, value: Tag, write: &WriteRecord, possible: &[Tag]) -> bool {
+        value == write.value
+            || possible.iter().any(|number| {
+                let other = &self.writes[*number as usize];
+                other.value == value && other.done > write.issued
+            })
+    }
+
+    /// Whether a disk has a write, or what overwrote it. `durable`: also after a power cut now.
+    pub(crate) fn has(&self, disk: &Disk, viewer: NodeId, number: Tag, durable: bool) -> bool {
+        let write = self.writes[number as usize];
+        let range = write.range.start.0..write.range.end().0;
+        let check = |sector: u64| {
+            // What was possible and what has become possible since are both in the view of the issuing side.
+            let possible = self.possible(viewer, sector);
+            if durable {
+                disk.data
+                    .outcomes(sector)
+                    .all(|value| self.not_older(value.copied().unwrap_or(0), &write, possible))
+            } else {
+                self.not_older(disk.data.sector(sector).copied().unwrap_or(0), &write, possible)
+            }
+        };
+        if write.value == 0 {
+            self.views[viewer].range(range).all(|(sector, _)| check(*sector))
+        } else {
+            range.into_iter().all(check)
+        }
+    }
+
+    /// A write completed. `on`: which disks have it.
+    pub(crate) fn complete_write(&mut self, number: Tag, on: [bool; 2]) {
+        let now = self.tick();
+        self.writes[number as usize].done = now;
+        self.zeroing.retain(|other| *other != number);
+        let write = self.writes[number as usize];
+        for disk in 0..2 {
+            if on[disk] {
+                self.settle_view(disk, number, &write);
+                self.unflushed[disk].push(number);
+            } else if on[1 - disk] {
+                self.exclusive[1 - disk].insert(number);
+            }
+        }
+    }
+
+    fn settle_view(&mut self, disk: NodeId, number: Tag, write: &WriteRecord) {
+        let writes = &self.writes;
+        let view = &mut self.views[disk];
+        for (_, possible) in view.range_mut(write.range.start.0..write.range.end().0) {
+            possible.retain(|other| *other == number || writes[*other as usize].done > write.issued);
+            if !possible.contains(&number) {
+                possible.push(number);
+            }
+        }
+    }
+
+    /// A flush that was issued at `issued` completed on a node whose disk is this.
+    pub(crate) fn complete_flush(&mut self, disk: &Disk, node: NodeId, issued: u64) -> Result<(), Violation> {
+        let unflushed = std::mem::take(&mut self.unflushed[node]);
+        let (confirmed, rest): (Vec<_>, Vec<_>) =
+            unflushed.into_iter().partition(|number| self.writes[*number as usize].done < issued);
+        self.unflushed[node] = rest;
+        for number in confirmed {
+            if !self.has(disk, node, number, true) {
+                let text = format!(
+                    "write {number} completed before a flush on node {node} that completed, and could still be lost"
+                );
+                return Err(Violation { rule: "flush means flush", text });
+            }
+        }
+        Ok(())
+    }
+
+    /// A read completed.
+    pub(crate) fn complete_read(
+        &self,
+        disk: NodeId,
+        range: SectorRange,
+        found: &crate::disk::Data,
+        expected: &[Vec<Tag>],
+    ) -> Result<(), Violation> {
+        let mut items = found.items.iter().peekable();
+        for (offset, before) in expected.iter().enumerate() {
+            let sector = range.start.0 + offset as u64;
+            let value = match items.peek() {
+                Some((at, value)) if *at == offset as u64 => {
+                    items.next();
+                    *value
+                }
+                _ => 0,
+            };
+            if !self.holds(before, value) && !self.holds(self.possible(disk, sector), value) {
+                let text = format!("sector {sector} reads as write {value}, expected one of {before:?}");
+                return Err(Violation { rule: "no stale read", text });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether everything on a disk is what its view says.
+    pub(crate) fn check_disk(&self, disk: &Disk, node: NodeId, when: &str) -> Result<(), Violation> {
+        let wrong = |sector: u64, value: Tag, possible: &[Tag]| {
+            let text = format!(
+                "{when}: sector {sector} of node {node} holds write {value}, expected one of {possible:?}"
+            );
+            Err(Violation { rule: "no acknowledged write is lost", text })
+        };
+        for (sector, possible) in &self.views[node] {
+            let value = disk.data.sector(*sector).copied().unwrap_or(0);
+            if !self.holds(possible, value) {
+                return wrong(*sector, value, possible);
+            }
+        }
+        for (sector, value) in disk.data.contents() {
+            if !self.views[node].contains_key(sector) {
+                return wrong(*sector, *value, ZERO);
+            }
+        }
+        Ok(())
+    }
+
+    /// A node lost power: what its disk holds now may be served from it.
+    pub(crate) fn power_lost(&mut self, node: NodeId, before: &BTreeMap<u64, Tag>, disk: &Disk) {
+        let after = disk.data.contents();
+        let mut changed: Vec<u64> = before.keys().chain(after.keys()).copied().collect();
+        changed.sort_unstable();
+        changed.dedup();
+        for sector in changed {
+            let value = after.get(&sector).copied().unwrap_or(0);
+            if value != before.get(&sector).copied().unwrap_or(0) {
+                self.views[node].entry(sector).or_insert_with(|| ZERO.to_vec()).push(value);
+            }
+        }
+        let lost: Vec<Tag> = self.exclusive[node]
+            .iter()
+            .copied()
+            .filter(|number| !self.has(disk, node, *number, false))
+            .collect();
+        for number in lost {
+            self.exclusive[node].remove(&number);
+        }
+        self.unflushed[node].clear();
+    }
+
+    /// A disk begins to be overwritten with the other's data.
+    pub(crate) fn becomes_target(&mut self, node: NodeId) -> Result<(), Violation> {
+        if !self.excused[node] && !self.exclusive[node].is_empty() {
+            let some: Vec<_> = self.exclusive[node].iter().take(5).collect();
+            let text = format!("node {node} becomes SyncTarget, which discards completed writes {some:?}");
+            return Err(Violation { rule: "no completed write is discarded silently", text });
+        }
+        self.exclusive[node].clear();
+        self.views[node] = self.views[1 - node].clone();
+        Ok(())
+    }
+
+    /// A disk has become equal to the other's.
+    pub(crate) fn became_equal(&mut self, node: NodeId) {
+        self.views[node] = self.views[1 - node].clone();
+        self.exclusive = [BTreeSet::new(), BTreeSet::new()];
+        self.excused = [false; 2];
+    }
+
+    /// An administrator says that what this disk holds is good.
+    pub(crate) fn declare_good(&mut self, node: NodeId, disk: &Disk) {
+        let view: View = self.views[node]
+            .keys()
+            .map(|sector| (*sector, vec![disk.data.sector(*sector).copied().unwrap_or(0)]))
+            .collect();
+        self.views[node] = view;
+        for (sector, value) in disk.data.contents() {
+            self.views[node].entry(*sector).or_insert_with(|| vec![*value]);
+        }
+        self.excused[1 - node] = true;
+    }
+
+    /// Sectors in which two disks differ, `busy` ranges left out.
+    pub(crate) fn differences(disks: [&Disk; 2], busy: &[SectorRange]) -> Vec<u64> {
+        let [one, other] = [disks[0].data.contents(), disks[1].data.contents()];
+        let mut found: Vec<u64> = one
+            .iter()
+            .filter(|(sector, value)| other.get(*sector) != Some(*value))
+            .chain(other.iter().filter(|(sector, _)| !one.contains_key(*sector)))
+            .map(|(sector, _)| *sector)
+            .collect();
+        found.retain(|sector| !busy.iter().any(|range| range.start.0 <= *sector && *sector < range.end().0));
+        found
+    }
+}

@@ -1,0 +1,213 @@
+//! Clients of the device: reads, writes, flushes, discards on whichever node is Primary.
+
+use std::rc::Rc;
+
+use udrbd_engine::interface::{Buffer, ClientError, ClientRequest as Request, Event, Operation, RequestId};
+use udrbd_units::{DiskState, Sector, SectorRange};
+
+use crate::disk::Data;
+use crate::machine::{VOLUME, zeroes};
+use crate::network::NodeId;
+use crate::node::ClientRequest;
+use crate::plan::SECOND;
+use crate::world::{Due, World};
+
+/// How long clients wait for a Primary before they give up.
+const PATIENCE: u64 = 15 * SECOND;
+
+impl World {
+    /// Clients have something to do.
+    pub(crate) fn load(&mut self, requests: u32, depth: u32) {
+        self.budget += requests;
+        self.depth = depth;
+        self.clients_since = self.now;
+        self.call_clients(0);
+    }
+
+    fn call_clients(&mut self, delay: u64) {
+        if !self.clients_due {
+            self.clients_due = true;
+            self.after(delay, Due::Clients);
+        }
+    }
+
+    /// Issues what may be issued.
+    pub(crate) fn run_clients(&mut self) {
+        while self.budget > 0 && self.violation.is_none() {
+            let primaries: Vec<NodeId> = (0..2).filter(|node| self.nodes[*node].is_primary()).collect();
+            if primaries.is_empty() {
+                if self.now > self.clients_since + PATIENCE {
+                    self.budget = 0;
+                } else {
+                    self.call_clients(SECOND / 10);
+                }
+                return;
+            }
+            let node = self.random.pick(&primaries);
+            if self.nodes[node].requests.len() >= self.depth as usize {
+                return;
+            }
+            self.budget -= 1;
+            self.clients_since = self.now;
+            self.issue(node);
+        }
+    }
+
+    fn issue(&mut self, node: NodeId) {
+        let (reads, flushes, discards) = self.plan.settings.mix;
+        let kind = self.random.below(100);
+        let (fua, partial) = (self.plan.settings.fua, self.plan.settings.partial);
+        if kind < reads {
+            let range = self.range(partial);
+            self.request(node, Operation::Read, range);
+        } else if kind < reads + flushes {
+            self.request(node, Operation::Flush, SectorRange::new(Sector(0), 0));
+        } else if kind < reads + flushes + discards {
+            let range = self.range(partial);
+            let operation = match self.random.below(3) {
+                0 => Operation::WriteZeroes { may_unmap: self.random.one_in(2) },
+                _ => Operation::Discard,
+            };
+            self.request(node, operation, range);
+        } else {
+            let range = self.range(partial);
+            let fua = self.random.below(100) < fua;
+            let preflush = fua && self.random.one_in(3);
+            self.request(node, Operation::Write { fua, preflush }, range);
+        }
+    }
+
+    fn range(&mut self, partial: u64) -> SectorRange {
+        let place = self.random.below(self.plan.settings.regions.len() as u64) as usize;
+        let (start, count) = self.plan.settings.regions[place];
+        let first = start + self.random.below(count);
+        let most = (start + count - first).min(self.plan.settings.blocks_max);
+        let blocks = self.random.between(1, most);
+        let (mut sector, mut sectors) = (first * 8, blocks * 8);
+        if self.random.below(100) < partial {
+            let skip = self.random.below(8);
+            sector += skip;
+            sectors = self.random.between(1, sectors - skip);
+        }
+        SectorRange::new(Sector(sector), (sectors * 512) as u32)
+    }
+
+    fn request(&mut self, node: NodeId, operation: Operation, range: SectorRange) {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        let issued;
+        let (mut write, mut buffer, mut expected) = (0, None, Vec::new());
+        let viewer = self.served_from(node);
+        match operation {
+            Operation::Read => {
+                issued = self.checker.tick();
+                expected = self.checker.expected(viewer, range);
+                buffer = Some(self.nodes[node].add_buffer(zeroes(range.sectors())));
+            }
+            Operation::Flush => issued = self.checker.tick(),
+            Operation::Write { .. } => {
+                (write, issued) = self.checker.issue_write(range, false);
+                let items = (0..range.sectors()).map(|offset| (offset, write)).collect();
+                let data = Rc::new(Data { sectors: range.sectors(), items });
+                buffer = Some(self.nodes[node].add_buffer(data));
+            }
+            Operation::Discard | Operation::WriteZeroes { .. } => {
+                (write, issued) = self.checker.issue_write(range, true);
+            }
+        }
+        let own = &mut self.nodes[node];
+        let mirrored_since = own.mirroring.then_some(own.interruptions);
+        let stored_since = own.storing.then_some(own.disk_losses);
+        own.requests.insert(
+            id,
+            ClientRequest { operation, range, write, issued, buffer, mirrored_since, stored_since, expected },
+        );
+        self.feed(node, Event::Request(Request { id, volume: VOLUME, operation, range, buffer }));
+    }
+
+    /// Whose disk a node's clients read.
+    fn served_from(&self, node: NodeId) -> NodeId {
+        let own = &self.nodes[node];
+        let good = matches!(own.disk_state(), DiskState::UpToDate | DiskState::Consistent);
+        if !good && own.peer_disk_state() == DiskState::UpToDate { 1 - node } else { node }
+    }
+
+    /// A request is complete.
+    pub(crate) fn completed(
+        &mut self,
+        node: NodeId,
+        id: RequestId,
+        result: Result<(), ClientError>,
+        data: Option<Buffer>,
+    ) {
+        let Some(request) = self.request_mut(node).remove(&id) else {
+            self.fail("a request completes once", format!("{id:?} on node {node}"));
+            return;
+        };
+        match (request.operation, result) {
+            (Operation::Read, Ok(())) => self.read_completed(node, &request, data),
+            (Operation::Flush, Ok(())) => self.flush_completed(node, &request),
+            (Operation::Read | Operation::Flush, Err(_)) => {}
+            (_, Ok(())) => self.write_completed(node, &request),
+            (_, Err(_)) => self.checker.give_up_write(request.write),
+        }
+        if result.is_err() {
+            self.coverage.check("requests that failed");
+        }
+        if let Some(buffer) = data {
+            self.release(node, buffer);
+        }
+        if self.budget > 0 {
+            let delay = if self.random.one_in(8) { self.random.between(0, SECOND / 50) } else { 0 };
+            self.call_clients(delay);
+        }
+    }
+
+    fn read_completed(&mut self, node: NodeId, request: &ClientRequest, data: Option<Buffer>) {
+        let Some(buffer) = data.or(request.buffer) else { return };
+        let Some(found) = self.nodes[node].buffers.get(&buffer).cloned() else {
+            self.fail("a read has its data", format!("{buffer:?} on node {node}"));
+            return;
+        };
+        let viewer = self.served_from(node);
+        let result = self.checker.complete_read(viewer, request.range, &found, &request.expected);
+        self.check("reads", result);
+    }
+
+    fn flush_completed(&mut self, node: NodeId, request: &ClientRequest) {
+        if request.stored_since != Some(self.nodes[node].disk_losses) {
+            return;
+        }
+        let result = self.checker.complete_flush(&self.nodes[node].disk, node, request.issued);
+        self.check("flushes", result);
+    }
+
+    fn write_completed(&mut self, node: NodeId, request: &ClientRequest) {
+        self.coverage.check("completed writes");
+        let write = request.write;
+        let on = [0, 1].map(|disk| self.checker.has(&self.nodes[disk].disk, node, write, false));
+        let name = format!("write {write} of {:?} on node {node}", request.range);
+        if !on[0] && !on[1] {
+            self.fail("a completed write is on a disk", name);
+            return;
+        }
+        let mirrored = request.mirrored_since == Some(self.nodes[node].interruptions);
+        if mirrored && !on[1 - node] {
+            self.fail("a completed write is on both disks", format!("{name} is not on the peer's"));
+            return;
+        }
+        let stored = request.stored_since == Some(self.nodes[node].disk_losses);
+        if stored && !on[node] {
+            self.fail("a completed write is on both disks", format!("{name} is not on the own"));
+            return;
+        }
+        if matches!(request.operation, Operation::Write { fua: true, .. }) {
+            for (disk, wanted) in [(node, stored), (1 - node, mirrored)] {
+                if wanted && !self.checker.has(&self.nodes[disk].disk, node, write, true) {
+                    self.fail("FUA means stable storage", format!("{name} can be lost on node {disk}"));
+                }
+            }
+        }
+        self.checker.complete_write(write, on);
+    }
+}

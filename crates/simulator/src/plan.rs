@@ -1,0 +1,279 @@
+//! What a seed means: the sizes, delays and options of a run, and what is done to the nodes and when.
+
+use udrbd_engine::interface::{DiskOptions, Duration, NetOptions, Protocol, ReadBalancing};
+
+use crate::network::NodeId;
+use crate::random::Random;
+
+const MILLISECOND: u64 = 1_000_000;
+/// A second of simulated time, in nanoseconds.
+pub const SECOND: u64 = 1_000 * MILLISECOND;
+
+/// What is done at some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// So many requests of clients, so many at a time, on whichever node is Primary.
+    Load { requests: u32, depth: u32 },
+    /// What this node sends gets lost for a while; both directions if `both`.
+    Cut { node: NodeId, both: bool, time: u64 },
+    /// One of the connections is reset; `half`: a FIN only.
+    Break { pick: u64, half: bool },
+    /// The power of the node goes for a while.
+    PowerCut { node: NodeId, time: u64 },
+    /// The power of both nodes goes; each is back after its time.
+    PowerCutBoth { times: [u64; 2] },
+    /// The daemon is killed and started again.
+    Kill { node: NodeId, time: u64 },
+    /// The administrator disconnects for a while.
+    Disconnect { node: NodeId, time: u64, force: bool },
+    /// The other node becomes Primary, orderly.
+    SwitchOver,
+    /// The node becomes Primary if nobody it can see is.
+    Promote { node: NodeId },
+    /// The node becomes Secondary.
+    Demote { node: NodeId },
+    /// The disk is detached for a while.
+    Detach { node: NodeId, time: u64 },
+    /// The node's data are thrown away.
+    Invalidate { node: NodeId },
+    /// The peer's data are thrown away.
+    InvalidateRemote { node: NodeId },
+    /// The resync stands still for a while.
+    Pause { node: NodeId, time: u64 },
+    /// I/O is suspended for a while.
+    Suspend { node: NodeId, time: u64 },
+    /// Everything is taken down in order and brought up again.
+    Down { node: NodeId, time: u64 },
+    /// A disk becomes slow for a while.
+    SlowDisk { node: NodeId, time: u64 },
+    /// The network becomes slow for a while.
+    SlowNetwork { time: u64 },
+    /// Somebody resolves a split brain now, if there is one.
+    Resolve,
+}
+
+/// An operation and its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// When, nanoseconds from the start.
+    pub at: u64,
+    /// What.
+    pub operation: Operation,
+}
+
+/// The fixed circumstances of a run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Sectors of each backing device.
+    pub backing_sectors: [u64; 2],
+    /// Whether the nodes start with the same data, known to be the same.
+    pub in_sync: bool,
+    /// Whether each disk has a volatile cache.
+    pub volatile: [bool; 2],
+    /// Granularity of discards, bytes.
+    pub discard_granularity: u32,
+    /// The disk section.
+    pub disk_options: DiskOptions,
+    /// The net section.
+    pub net_options: NetOptions,
+    /// Least and most time of a disk operation, nanoseconds.
+    pub disk_latency: (u64, u64),
+    /// Least and most time of a packet, nanoseconds.
+    pub network_latency: (u64, u64),
+    /// Blocks clients write to: (first block, count) of each region.
+    pub regions: Vec<(u64, u64)>,
+    /// Most blocks of a write.
+    pub blocks_max: u64,
+    /// Of a hundred requests, how many are reads, flushes, discards.
+    pub mix: (u64, u64, u64),
+    /// Of a hundred writes, how many are FUA.
+    pub fua: u64,
+    /// Of a hundred writes, how many are smaller than a block or not aligned to one.
+    pub partial: u64,
+    /// Events between two audits of both disks.
+    pub audit_events: u64,
+}
+
+/// A run, as far as it is decided beforehand.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// The circumstances.
+    pub settings: Settings,
+    /// What is done, by time.
+    pub steps: Vec<Step>,
+    /// For everything else that is left to chance.
+    pub random: Random,
+}
+
+impl Plan {
+    /// What a seed means.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let settings = settings(&mut random);
+        let steps = steps(&mut random);
+        Self { seed, settings, steps, random }
+    }
+
+    /// The same with only the steps of these numbers.
+    pub fn keep(&mut self, kept: &[usize]) {
+        self.steps = kept.iter().filter_map(|index| self.steps.get(*index).copied()).collect();
+    }
+}
+
+fn settings(random: &mut Random) -> Settings {
+    let wide = random.one_in(6);
+    // A wide device has more extents than the activity log has slots.
+    let data_mib = if wide { random.between(300, 400) } else { random.between(1, 12) };
+    let data_sectors = data_mib * 2048 + 8 * random.below(64);
+    let metadata_sectors = 8 + 64 + 8 * (data_sectors / 262_144 + 1);
+    let odd = if random.one_in(4) { random.below(9) } else { 0 };
+    let own = data_sectors + metadata_sectors + odd;
+    let other = if random.one_in(4) { own + random.below(4096) } else { own };
+    let volatile = random.pick(&[[true, true], [true, true], [true, false], [false, true], [false, false]]);
+    let disk_slowest = random.pick(&[400_000, 2 * MILLISECOND, 20 * MILLISECOND]);
+    let network_slowest = random.pick(&[300_000, 2 * MILLISECOND, 30 * MILLISECOND]);
+    let (regions, blocks_max) = regions(random, data_sectors / 8, wide);
+    Settings {
+        backing_sectors: [own, other],
+        in_sync: wide || random.one_in(2),
+        volatile,
+        discard_granularity: random.pick(&[0, 0, 512, 4096, 65536]),
+        disk_options: disk_options(random),
+        net_options: net_options(random),
+        disk_latency: (20_000, disk_slowest),
+        network_latency: (20_000, network_slowest),
+        regions,
+        blocks_max,
+        mix: (random.below(40), random.below(12), if random.one_in(3) { random.below(15) } else { 0 }),
+        fua: if random.one_in(2) { random.below(30) } else { 0 },
+        partial: if random.one_in(2) { random.below(60) } else { 0 },
+        audit_events: random.between(40, 400),
+    }
+}
+
+/// Few places on a small device, so that writes meet; many extents on a wide one.
+fn regions(random: &mut Random, blocks: u64, wide: bool) -> (Vec<(u64, u64)>, u64) {
+    let mut regions = Vec::new();
+    if wide {
+        let extents = blocks / 1024;
+        for extent in 0..extents {
+            regions.push((extent * 1024 + random.below(1000), 1 + random.below(20)));
+        }
+    } else {
+        for _ in 0..random.between(1, 6) {
+            let start = random.below(blocks);
+            regions.push((start, (1 + random.below(40)).min(blocks - start)));
+        }
+        regions.push((blocks.saturating_sub(4), 4));
+    }
+    (regions, random.pick(&[1, 2, 8, 32]))
+}
+
+fn disk_options(random: &mut Random) -> DiskOptions {
+    let mut options = DiskOptions {
+        al_extents: if random.one_in(3) { 1237 } else { 67 },
+        resync_rate_kib: random.pick(&[4_000, 40_000, 400_000]),
+        c_min_rate_kib: 0,
+        discard_zeroes_if_aligned: !random.one_in(4),
+        ..DiskOptions::default()
+    };
+    if random.one_in(2) {
+        options.c_plan_ahead = 0;
+    } else {
+        options.c_fill_target_sectors = random.pick(&[0, 100, 2048, 20_000]);
+        options.c_max_rate_kib = 4_194_304;
+    }
+    options.read_balancing = random.pick(&[
+        ReadBalancing::PreferLocal,
+        ReadBalancing::PreferLocal,
+        ReadBalancing::PreferRemote,
+        ReadBalancing::RoundRobin,
+        ReadBalancing::LeastPending,
+        ReadBalancing::Striping(15),
+    ]);
+    options
+}
+
+fn net_options(random: &mut Random) -> NetOptions {
+    let mut options = NetOptions {
+        protocol: Protocol::C,
+        timeout: Duration::from_millis(random.pick(&[600, 2000, 6000])),
+        ping_interval: Duration::from_secs(random.pick(&[1, 3, 10])),
+        connect_interval: Duration::from_secs(random.pick(&[1, 3, 10])),
+        ko_count: random.pick(&[1, 3, 7]),
+        max_buffers: random.pick(&[32, 256, 2048]),
+        max_epoch_size: random.pick(&[1, 3, 20, 2048]),
+        use_rle: !random.one_in(4),
+        ..NetOptions::default()
+    };
+    if random.one_in(12) {
+        options.cram_hmac_alg = "sha1".to_owned();
+        options.shared_secret = "between the two of us".to_owned();
+    }
+    if random.one_in(12) {
+        options.data_integrity_alg = "crc32c".to_owned();
+    }
+    if random.one_in(6) {
+        options.csums_alg = "sha1".to_owned();
+        options.csums_after_crash_only = random.one_in(2);
+    }
+    options
+}
+
+fn pause(random: &mut Random) -> u64 {
+    match random.below(4) {
+        0 => random.between(1, 50) * MILLISECOND,
+        1 => random.between(50, 1000) * MILLISECOND,
+        2 => random.between(1000, 6000) * MILLISECOND,
+        _ => random.between(3, 25) * SECOND,
+    }
+}
+
+fn steps(random: &mut Random) -> Vec<Step> {
+    let count = random.between(4, 24);
+    let mut steps = Vec::new();
+    let mut at = random.between(0, 3 * SECOND);
+    // How eventful the run is between the loads.
+    let loads = random.between(20, 60);
+    for _ in 0..count {
+        let operation = if random.below(100) < loads {
+            Operation::Load { requests: random.between(1, 80) as u32, depth: random.pick(&[1, 2, 4, 16]) }
+        } else {
+            operation(random)
+        };
+        steps.push(Step { at, operation });
+        at += match random.below(3) {
+            0 => random.between(0, 20) * MILLISECOND,
+            1 => random.between(0, 2000) * MILLISECOND,
+            _ => random.between(0, 12) * SECOND,
+        };
+    }
+    steps
+}
+
+fn operation(random: &mut Random) -> Operation {
+    let node = random.below(2) as NodeId;
+    let time = pause(random);
+    match random.below(42) {
+        0..=4 => Operation::Cut { node, both: random.one_in(2), time },
+        5..=8 => Operation::Break { pick: random.bits(), half: random.one_in(3) },
+        9..=13 => Operation::PowerCut { node, time },
+        14 => Operation::PowerCutBoth { times: [time, pause(random)] },
+        15..=18 => Operation::Kill { node, time },
+        19..=21 => Operation::Disconnect { node, time, force: random.one_in(3) },
+        22..=24 => Operation::SwitchOver,
+        25..=27 => Operation::Promote { node },
+        28 => Operation::Demote { node },
+        29..=30 => Operation::Detach { node, time },
+        31 => Operation::Invalidate { node },
+        32 => Operation::InvalidateRemote { node },
+        33 => Operation::Pause { node, time },
+        34 => Operation::Suspend { node, time },
+        35..=36 => Operation::Down { node, time },
+        37..=38 => Operation::SlowDisk { node, time },
+        39 => Operation::SlowNetwork { time },
+        _ => Operation::Resolve,
+    }
+}
