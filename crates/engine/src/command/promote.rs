@@ -267,6 +267,12 @@ impl Engine {
     pub(super) fn poll_demotion(&mut self, demotion: &mut Demotion) -> Option<Result<(), Code>> {
         let index = demotion.index;
         if let Some(request) = &mut demotion.request {
+            // Whoever demotes has closed the device, and its writes have ended: a Secondary that completes one the peer
+            // does not have would not start a generation of its own.
+            let volume = &self.volumes[index];
+            if volume.state.role == Role::Primary && (volume.admitted > 0 || !volume.waiting.is_empty()) {
+                return self.suspension.any().then_some(Err(Code::DeviceInUse));
+            }
             let result = self.poll_request(request)?;
             demotion.request = None;
             self.volumes[index].held_open = false;

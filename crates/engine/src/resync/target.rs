@@ -30,9 +30,11 @@ impl Engine {
     pub(crate) fn run_resync_step(&mut self, index: usize) {
         let now = self.now;
         let volume = &self.volumes[index];
-        if volume.resync.timer.is_none_or(|timer| timer > now)
-            || volume.state.connection != ConnectionState::SyncTarget
-        {
+        if volume.resync.timer.is_none_or(|timer| timer > now) {
+            return;
+        }
+        if volume.state.connection != ConnectionState::SyncTarget {
+            self.volumes[index].resync.timer = None;
             return;
         }
         if volume.resync.after_superblock.is_some_and(|version| !self.superblock_is_durable(index, version)) {
