@@ -438,6 +438,9 @@ impl World {
             self.nodes[node].administrator.wants_disk = true;
             self.nodes[node].administrator.wants_connection = true;
         }
+        if self.budget > 0 {
+            self.call_clients(0);
+        }
         let calm = self.budget == 0 && self.nodes.iter().all(|node| node.requests.is_empty());
         if self.are_equal && calm {
             self.conclude();

@@ -49,7 +49,8 @@ pub(crate) struct Checker {
     pub(crate) excused: [bool; 2],
     /// Completed writes no flush has confirmed.
     unflushed: [Vec<Tag>; 2],
-    /// Discards and writes of zeroes that are not over.
+    /// Discards and writes of zeroes; those that are not over.
+    zeroes: Vec<Tag>,
     zeroing: Vec<Tag>,
     count: u64,
 }
@@ -64,6 +65,7 @@ impl Checker {
             exclusive: [BTreeSet::new(), BTreeSet::new()],
             excused: [false; 2],
             unflushed: [Vec::new(), Vec::new()],
+            zeroes: Vec::new(),
             zeroing: Vec::new(),
             count: 1,
         }
@@ -99,6 +101,7 @@ impl Checker {
             }
         }
         if zeroes {
+            self.zeroes.push(number);
             self.zeroing.push(number);
         }
         (number, issued)
@@ -124,32 +127,35 @@ impl Checker {
         possible.iter().any(|number| self.writes[*number as usize].value == value)
     }
 
-    /// Whether a value found in a sector is this write's, or of one that was not complete when it was issued.
-    fn not_older(&self, value: Tag, write: &WriteRecord, possible: &[Tag]) -> bool {
-        value == write.value
-            || possible.iter().any(|number| {
-                let other = &self.writes[*number as usize];
-                other.value == value && other.done > write.issued
-            })
+    /// Whether a value found in a sector is this write's, or of one that was not over when it was issued.
+    fn not_older(&self, sector: u64, value: Tag, write: &WriteRecord) -> bool {
+        let later = |number: Tag| self.writes[number as usize].done > write.issued;
+        let covers = |number: Tag| {
+            let range = self.writes[number as usize].range;
+            range.start.0 <= sector && sector < range.end().0
+        };
+        match value {
+            value if value == write.value => true,
+            0 => self.zeroes.iter().any(|number| covers(*number) && later(*number)),
+            number => later(number),
+        }
     }
 
     /// Whether a disk has a write, or what overwrote it. `durable`: also after a power cut now.
-    pub(crate) fn has(&self, disk: &Disk, viewer: NodeId, number: Tag, durable: bool) -> bool {
+    pub(crate) fn has(&self, disk: &Disk, number: Tag, durable: bool) -> bool {
         let write = self.writes[number as usize];
         let range = write.range.start.0..write.range.end().0;
         let check = |sector: u64| {
-            // What was possible and what has become possible since are both in the view of the issuing side.
-            let possible = self.possible(viewer, sector);
             if durable {
-                disk.data
-                    .outcomes(sector)
-                    .all(|value| self.not_older(value.copied().unwrap_or(0), &write, possible))
+                disk.data.outcomes(sector).all(|value| {
+                    self.not_older(sector, value.copied().unwrap_or(0), &write)
+                })
             } else {
-                self.not_older(disk.data.sector(sector).copied().unwrap_or(0), &write, possible)
+                self.not_older(sector, disk.data.sector(sector).copied().unwrap_or(0), &write)
             }
         };
         if write.value == 0 {
-            self.views[viewer].range(range).all(|(sector, _)| check(*sector))
+            self.views[0].range(range).all(|(sector, _)| check(*sector))
         } else {
             range.into_iter().all(check)
         }
@@ -189,7 +195,7 @@ impl Checker {
             unflushed.into_iter().partition(|number| self.writes[*number as usize].done < issued);
         self.unflushed[node] = rest;
         for number in confirmed {
-            if !self.has(disk, node, number, true) {
+            if !self.has(disk, number, true) {
                 let text = format!(
                     "write {number} completed before a flush on node {node} that completed, and could still be lost"
                 );
@@ -262,7 +268,7 @@ impl Checker {
         let lost: Vec<Tag> = self.exclusive[node]
             .iter()
             .copied()
-            .filter(|number| !self.has(disk, node, *number, false))
+            .filter(|number| !self.has(disk, *number, false))
             .collect();
         for number in lost {
             self.exclusive[node].remove(&number);

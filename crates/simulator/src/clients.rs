@@ -24,7 +24,7 @@ impl World {
         self.call_clients(0);
     }
 
-    fn call_clients(&mut self, delay: u64) {
+    pub(crate) fn call_clients(&mut self, delay: u64) {
         if !self.clients_due {
             self.clients_due = true;
             self.after(delay, Due::Clients);
@@ -185,7 +185,7 @@ impl World {
     fn write_completed(&mut self, node: NodeId, request: &ClientRequest) {
         self.coverage.check("completed writes");
         let write = request.write;
-        let on = [0, 1].map(|disk| self.checker.has(&self.nodes[disk].disk, node, write, false));
+        let on = [0, 1].map(|disk| self.checker.has(&self.nodes[disk].disk, write, false));
         let name = format!("write {write} of {:?} on node {node}", request.range);
         if !on[0] && !on[1] {
             self.fail("a completed write is on a disk", name);
@@ -203,7 +203,7 @@ impl World {
         }
         if matches!(request.operation, Operation::Write { fua: true, .. }) {
             for (disk, wanted) in [(node, stored), (1 - node, mirrored)] {
-                if wanted && !self.checker.has(&self.nodes[disk].disk, node, write, true) {
+                if wanted && !self.checker.has(&self.nodes[disk].disk, write, true) {
                     self.fail("FUA means stable storage", format!("{name} can be lost on node {disk}"));
                 }
             }
