@@ -1,3 +1,61 @@
-//! udrbdd: one reactor thread per resource, handlers, the control socket.
+//! udrbdd: the daemon of a node. It is in the place of DRBD's kernel module.
+//!
+//! * one engine thread per resource (`reactor`): disks, sockets, clients, and the engine that decides;
+//! * one control thread (`node`): the control socket, the status file, handlers, the NBD server's greetings, metrics;
+//! * bounded mailboxes between them (`messages`): neither ever waits for the other.
+//!
+//! SIGTERM and SIGINT end it as a reboot ends the kernel's DRBD: clients are hung up on, requests in flight may finish
+//! for some seconds, and nothing is demoted or detached. What the metadata say then is what they say after a
+//! crash, and the next attach goes on from there.
 
-fn main() {}
+mod instance;
+mod messages;
+mod node;
+mod reactor;
+mod settings;
+mod thread;
+
+use anyhow::Context;
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use udrbd_runtime::process;
+
+use instance::Instance;
+use settings::{Frontend, Settings};
+
+fn main() -> anyhow::Result<()> {
+    let settings = Settings::parse();
+    start_logging();
+    if settings.frontend == Frontend::Ublk {
+        anyhow::bail!("this build has no ublk front end; use --frontend nbd");
+    }
+    let instance = Instance::take(&settings.run_directory())?;
+    make_promises();
+    let outcome = tokio_uring::start(node::run(settings)).context("the control thread failed");
+    drop(instance);
+    outcome
+}
+
+fn start_logging() {
+    let filter = EnvFilter::try_from_env("UDRBD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+/// What a process under a file system promises, as far as it is allowed to.
+fn make_promises() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    // Without the limit being lifted, a later mapping could fail where none does now.
+    if let Err(errno) = process::lock_memory() {
+        tracing::warn!("memory is not locked: {errno}");
+    }
+    if let Err(errno) = process::shun_out_of_memory_killer() {
+        tracing::warn!("the out-of-memory killer is not kept away: {errno}");
+    }
+}

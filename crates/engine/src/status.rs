@@ -54,6 +54,7 @@ impl Engine {
             paused_by_peer: volume.state.peer_isp,
             paused_by_dependency: volume.state.after_isp,
             al_suspended: false,
+            use_degraded_timeout: volume.flags.use_degraded_wfc_timeout,
             blocked: !self.may_admit(index),
             size: volume.size,
             options: disk.map(|disk| disk.options.clone()),

@@ -115,6 +115,8 @@ pub struct VolumeStatus {
     pub paused_by_dependency: bool,
     /// Activity log updates are suspended.
     pub al_suspended: bool,
+    /// The node was a Primary without connection when it went down, and has not met its peer since.
+    pub use_degraded_timeout: bool,
     /// Admission of client requests would wait.
     pub blocked: bool,
     /// The size of the device; 0 while unknown.

@@ -1,0 +1,309 @@
+//! The control thread: everything of a node that is not on the path of data.
+//!
+//! One thread, no locks: the state is only looked at between two points where a task waits. Requests that concern a
+//! resource are passed to its engine thread and wait for the answer there; nothing here ever blocks an engine.
+
+mod commands;
+mod connect;
+mod convert;
+mod disks;
+mod handlers;
+mod metrics;
+mod nbd;
+mod resource;
+mod server;
+mod snapshot;
+mod status_file;
+mod watch;
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use udrbd_control::protocol::{SOCKET_NAME, StreamItem};
+use udrbd_control::status::{DaemonMetrics, NodeSnapshot};
+use udrbd_engine::interface::Level;
+use udrbd_runtime::disk::SharedDisks;
+use udrbd_runtime::mailbox::{Received, Receiver};
+use udrbd_units::{Minor, VolumeNumber};
+
+use crate::instance::listen_privately;
+use crate::messages::{FromEngine, ToEngine};
+use crate::settings::Settings;
+use resource::Resource;
+use watch::Watchers;
+
+/// How long the counters and the progress in the status file may be old.
+const REFRESH: Duration = Duration::from_millis(500);
+/// How long an engine may take to tell its status.
+const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long engines may take to end.
+const STOP_PATIENCE: Duration = Duration::from_secs(8);
+
+/// The node.
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) run_directory: PathBuf,
+    pub(super) helper: Option<PathBuf>,
+    pub(super) disks: Arc<SharedDisks>,
+    pub(super) state: RefCell<State>,
+    /// The status file is to be written.
+    pub(super) changed: Notify,
+}
+
+/// What changes of a node.
+pub(super) struct State {
+    /// In the order in which they were made.
+    pub(super) resources: Vec<Resource>,
+    pub(super) watchers: Watchers,
+    pub(super) metrics: DaemonMetrics,
+    /// Resources that are being made or removed.
+    pub(super) reserved: Vec<String>,
+}
+
+impl State {
+    pub(super) fn resource(&self, name: &str) -> Option<&Resource> {
+        self.resources.iter().find(|resource| resource.name == name)
+    }
+
+    pub(super) fn resource_mut(&mut self, name: &str) -> Option<&mut Resource> {
+        self.resources.iter_mut().find(|resource| resource.name == name)
+    }
+
+    /// The resource and volume of a minor.
+    pub(super) fn by_minor(&self, minor: Minor) -> Option<(&Resource, VolumeNumber)> {
+        self.resources.iter().find_map(|resource| {
+            let volume = resource.volumes.iter().find(|volume| volume.minor == minor)?;
+            Some((resource, volume.number))
+        })
+    }
+
+    pub(super) fn snapshot(&self, resource: Option<&str>) -> NodeSnapshot {
+        let wanted = |entry: &&Resource| resource.is_none_or(|name| entry.name == name);
+        let resources = self.resources.iter().filter(wanted).map(|entry| entry.snapshot.clone());
+        NodeSnapshot { resources: resources.collect() }
+    }
+}
+
+/// Microseconds since the epoch.
+pub(super) fn time_us() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_micros() as i64)
+}
+
+/// Serves the node until it is told to end.
+pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
+    let run_directory = settings.run_directory();
+    let start_time_seconds = (time_us() / 1_000_000) as u64;
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let node = Rc::new(Node {
+        name: settings.node_name(),
+        helper: settings.helper_program(),
+        disks: Arc::new(SharedDisks::default()),
+        state: RefCell::new(State {
+            resources: Vec::new(),
+            watchers: Watchers::default(),
+            metrics: DaemonMetrics { version, start_time_seconds, ..DaemonMetrics::default() },
+            reserved: Vec::new(),
+        }),
+        changed: Notify::new(),
+        run_directory,
+    });
+    status_file::start(&node)?;
+    nbd::start(&node)?;
+    if let Some(address) = settings.metrics {
+        metrics::start(&node, address).await?;
+    }
+    tokio::task::spawn_local(refresh(Rc::clone(&node)));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    // Last: whoever finds the control socket finds everything else, too.
+    let listener = listen_privately(&node.run_directory.join(SOCKET_NAME))?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    tracing::info!(
+        "udrbdd {} serves {} in {}",
+        env!("CARGO_PKG_VERSION"),
+        node.name,
+        node.run_directory.display()
+    );
+    tokio::select! {
+        () = server::serve(Rc::clone(&node), listener) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ending");
+    node.stop().await;
+    Ok(())
+}
+
+/// Asks engines that may have something new to show.
+async fn refresh(node: Rc<Node>) {
+    let mut ticks = tokio::time::interval(REFRESH);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let mut state = node.state.borrow_mut();
+        for resource in &mut state.resources {
+            let busy = resource.snapshot.devices.iter().any(|device| device.backing.is_some());
+            if busy {
+                resource.publications += 1;
+                // A full mailbox means that it has better things to do.
+                let _ = resource.engine.mail.send(ToEngine::Publish(resource.publications));
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Ends the engines, as far as they end in time.
+    async fn stop(&self) {
+        let resources = std::mem::take(&mut self.state.borrow_mut().resources);
+        let mut threads = Vec::new();
+        for resource in resources {
+            // Whoever does not hear it sees its mailbox close.
+            let _ = resource.engine.mail.send(ToEngine::Stop);
+            threads.push(resource.engine.thread);
+        }
+        self.state.borrow_mut().watchers.end();
+        let deadline = tokio::time::Instant::now() + STOP_PATIENCE;
+        while threads.iter().any(|thread| !thread.is_finished()) && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let _ = std::fs::remove_file(self.run_directory.join(SOCKET_NAME));
+    }
+
+    /// Asks engines for their status and waits until they have told it.
+    pub(super) async fn refresh_now(&self, resource: Option<&str>) {
+        let mut answers = Vec::new();
+        for entry in &mut self.state.borrow_mut().resources {
+            if resource.is_some_and(|name| entry.name != name) {
+                continue;
+            }
+            entry.publications += 1;
+            let number = entry.publications;
+            if entry.engine.mail.send(ToEngine::Publish(number)).is_ok() {
+                answers.push((entry.answered.subscribe(), number));
+            }
+        }
+        let all = async {
+            for (mut answered, number) in answers {
+                // An engine that ends tells nothing any more.
+                let _ = answered.wait_for(|answered| *answered >= number).await;
+            }
+        };
+        // What it said last is shown of an engine that keeps silent.
+        let _ = tokio::time::timeout(STATUS_PATIENCE, all).await;
+    }
+
+    /// Takes up what an engine says, until it ends.
+    pub(super) async fn listen_to(self: Rc<Self>, resource: String, events: Receiver<FromEngine>) {
+        // Its descriptor is that of the mailbox it owns, for as long as it lives: what `new` cannot know of any type.
+        #[allow(deprecated, reason = "the replacement needs unsafe code")]
+        let events = AsyncFd::new(Pollable(events));
+        let Ok(events) = events else {
+            tracing::error!("drbd {resource}: no file descriptor left");
+            return;
+        };
+        loop {
+            let Ok(mut ready) = events.readable().await else { return };
+            ready.clear_ready();
+            events.get_ref().0.clear_wakeup();
+            loop {
+                match events.get_ref().0.take() {
+                    Received::Message(message) => self.engine_said(&resource, message),
+                    Received::Empty => break,
+                    Received::Closed => return,
+                }
+            }
+        }
+    }
+
+    fn engine_said(self: &Rc<Self>, resource: &str, message: FromEngine) {
+        match message {
+            FromEngine::Log { level, volume, text } => self.log(resource, level, volume, &text),
+            FromEngine::LogLost(lines) => {
+                tracing::warn!("drbd {resource}: {lines} lines were lost here");
+            }
+            FromEngine::Status(status) => {
+                if let Some(entry) = self.state.borrow_mut().resource_mut(resource) {
+                    entry.take_status(status);
+                }
+                self.show(resource);
+            }
+            FromEngine::Reply { id, result } => {
+                let mut state = self.state.borrow_mut();
+                let answer = state.resource_mut(resource).and_then(|entry| entry.waiting.remove(&id));
+                if let Some(answer) = answer {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(convert::command_result(result));
+                }
+            }
+            FromEngine::RunHandler { handler, name, volume } => {
+                let run = handlers::run(Rc::clone(self), resource.to_owned(), handler, name, volume);
+                tokio::task::spawn_local(run);
+            }
+        }
+    }
+
+    /// Brings what is shown of a resource up to date, and tells those who watch.
+    pub(super) fn show(&self, resource: &str) {
+        let state = &mut *self.state.borrow_mut();
+        let Some(entry) = state.resource_mut(resource) else { return };
+        let snapshot = snapshot::resource(entry);
+        if snapshot == entry.snapshot && entry.told.is_some() {
+            return;
+        }
+        let plain = snapshot::without_counters(&snapshot);
+        let news = entry.told.as_ref() != Some(&plain);
+        entry.snapshot = snapshot.clone();
+        entry.told = Some(plain);
+        if news {
+            let item = StreamItem::Resource { time_us: time_us(), resource: Box::new(snapshot) };
+            state.watchers.tell(resource, &item);
+        }
+        self.changed.notify_one();
+    }
+
+    /// A line for the log, with DRBD's prefix.
+    pub(super) fn log(&self, resource: &str, level: Level, volume: Option<VolumeNumber>, text: &str) {
+        let mut state = self.state.borrow_mut();
+        let minor = volume.and_then(|number| {
+            let entry = state.resource(resource)?;
+            entry.volume(number).map(|volume| volume.minor)
+        });
+        let about = match (volume, minor) {
+            (Some(volume), Some(minor)) => format!("drbd {resource}/{volume} drbd{minor}"),
+            (Some(volume), None) => format!("drbd {resource}/{volume}"),
+            _ => format!("drbd {resource}"),
+        };
+        let name = match level {
+            Level::Alert | Level::Error => {
+                tracing::error!("{about}: {text}");
+                "error"
+            }
+            Level::Warning => {
+                tracing::warn!("{about}: {text}");
+                "warning"
+            }
+            Level::Info => {
+                tracing::info!("{about}: {text}");
+                "info"
+            }
+        };
+        *state.metrics.log_messages.entry(name.to_owned()).or_default() += 1;
+    }
+}
+
+/// A mailbox for the event loop of this thread.
+struct Pollable(Receiver<FromEngine>);
+
+impl AsRawFd for Pollable {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
