@@ -40,7 +40,11 @@ impl Instance {
                 let mut owner = String::new();
                 // Only for the message.
                 let _ = file.read_to_string(&mut owner);
-                bail!("{} is served by another udrbdd already (process {})", directory.display(), owner.trim());
+                bail!(
+                    "{} is served by another udrbdd already (process {})",
+                    directory.display(),
+                    owner.trim()
+                );
             }
         };
         lock.set_len(0)?;

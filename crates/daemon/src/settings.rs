@@ -49,10 +49,8 @@ impl Settings {
     pub(crate) fn node_name(&self) -> String {
         let named = self.node.clone().or_else(|| std::env::var("__DRBD_NODE__").ok());
         named.filter(|name| !name.is_empty()).unwrap_or_else(|| {
-            nix::unistd::gethostname().map_or_else(
-                |_| "localhost".to_owned(),
-                |name| name.to_string_lossy().into_owned(),
-            )
+            nix::unistd::gethostname()
+                .map_or_else(|_| "localhost".to_owned(), |name| name.to_string_lossy().into_owned())
         })
     }
 
@@ -67,6 +65,7 @@ impl Settings {
 }
 
 fn default_helper() -> PathBuf {
-    let beside = std::env::current_exe().ok().and_then(|own| own.parent().map(|folder| folder.join("drbdadm")));
+    let beside =
+        std::env::current_exe().ok().and_then(|own| own.parent().map(|folder| folder.join("drbdadm")));
     beside.filter(|program| program.is_file()).unwrap_or_else(|| PathBuf::from("drbdadm"))
 }

@@ -169,7 +169,10 @@ async fn new_resource(node: &Rc<Node>, name: String, options: ResourceOptions) -
             return ReturnCode::NoError.into();
         }
         if state.reserved.contains(&name) {
-            return CommandResult::with_info(ReturnCode::ResourceInUse, "the resource is being made or removed");
+            return CommandResult::with_info(
+                ReturnCode::ResourceInUse,
+                "the resource is being made or removed",
+            );
         }
         state.reserved.push(name.clone());
     }
@@ -177,8 +180,7 @@ async fn new_resource(node: &Rc<Node>, name: String, options: ResourceOptions) -
     let thread_name = name.clone();
     let started =
         tokio::task::spawn_blocking(move || thread::start(&thread_name, engine_options, cpus)).await;
-    let mut state = node.state.borrow_mut();
-    state.reserved.retain(|reserved| *reserved != name);
+    node.state.borrow_mut().reserved.retain(|reserved| *reserved != name);
     let (engine, events) = match started {
         Ok(Ok(started)) => started,
         Ok(Err(errno)) => {
@@ -187,8 +189,7 @@ async fn new_resource(node: &Rc<Node>, name: String, options: ResourceOptions) -
         }
         Err(_) => return ReturnCode::NoMemory.into(),
     };
-    state.resources.push(Resource::new(name.clone(), options, engine));
-    drop(state);
+    node.state.borrow_mut().resources.push(Resource::new(name.clone(), options, engine));
     tokio::task::spawn_local(Rc::clone(node).listen_to(name.clone(), events));
     node.refresh_now(Some(&name)).await;
     ReturnCode::NoError.into()
@@ -253,12 +254,7 @@ async fn remove(node: &Rc<Node>, resource: &str) -> CommandResult {
     ReturnCode::NoError.into()
 }
 
-async fn new_minor(
-    node: &Rc<Node>,
-    resource: &str,
-    minor: Minor,
-    volume: VolumeNumber,
-) -> CommandResult {
+async fn new_minor(node: &Rc<Node>, resource: &str, minor: Minor, volume: VolumeNumber) -> CommandResult {
     if minor.0 > MINOR_MAX {
         return CommandResult::with_info(ReturnCode::InvalidRequest, "requested minor out of range");
     }
@@ -278,11 +274,7 @@ async fn new_minor(
     .await
 }
 
-async fn change_resource_options(
-    node: &Rc<Node>,
-    resource: &str,
-    changes: OptionChanges,
-) -> CommandResult {
+async fn change_resource_options(node: &Rc<Node>, resource: &str, changes: OptionChanges) -> CommandResult {
     one_at_a_time(node, resource, async || {
         let changed = {
             let state = node.state.borrow();

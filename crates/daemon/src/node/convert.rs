@@ -234,10 +234,7 @@ mod tests {
     #[test]
     fn defaults_are_the_same_on_both_sides() {
         assert_eq!(disk_options(&control::DiskOptions::default()), engine::DiskOptions::default());
-        assert_eq!(
-            net_options(&control::NetOptions::default(), false, false),
-            engine::NetOptions::default()
-        );
+        assert_eq!(net_options(&control::NetOptions::default(), false, false), engine::NetOptions::default());
         assert_eq!(
             resource_options(&control::ResourceOptions::default()),
             engine::ResourceOptions::default()

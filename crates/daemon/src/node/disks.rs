@@ -44,12 +44,7 @@ pub(super) async fn attach(node: &Rc<Node>, minor: Minor, wanted: Wanted) -> Com
     .await
 }
 
-fn check(
-    state: &State,
-    resource: &str,
-    volume: VolumeNumber,
-    wanted: &Wanted,
-) -> Result<(), ReturnCode> {
+fn check(state: &State, resource: &str, volume: VolumeNumber, wanted: &Wanted) -> Result<(), ReturnCode> {
     let entry = state.resource(resource).ok_or(ReturnCode::ResourceNotKnown)?;
     let device = entry.snapshot.devices.iter().find(|device| device.volume == volume);
     if device.is_some_and(|device| device.disk > DiskState::Diskless) {
@@ -87,9 +82,8 @@ fn check_dependency(
         if Some(minor) == own {
             return Err(ReturnCode::ResyncAfterCycle);
         }
-        let backing = state
-            .by_minor(minor)
-            .and_then(|(entry, volume)| entry.volume(volume)?.backing.as_ref());
+        let backing =
+            state.by_minor(minor).and_then(|(entry, volume)| entry.volume(volume)?.backing.as_ref());
         next = backing.and_then(|disk| u32::try_from(disk.options.resync_after_minor).ok()).map(Minor);
     }
     Ok(())
@@ -103,8 +97,7 @@ async fn open(
 ) -> Result<DiskPair, ReturnCode> {
     let (disk, metadata, index) = (wanted.disk.clone(), wanted.metadata.clone(), wanted.index);
     let shared = Arc::clone(&node.disks);
-    let opened =
-        tokio::task::spawn_blocking(move || open_pair(&shared, &disk, &metadata, index)).await;
+    let opened = tokio::task::spawn_blocking(move || open_pair(&shared, &disk, &metadata, index)).await;
     match opened {
         Ok(Ok(disks)) => Ok(disks),
         Ok(Err((path, error, code))) => {
@@ -124,8 +117,8 @@ fn open_pair(
     index: MetadataIndex,
 ) -> Result<DiskPair, (PathBuf, OpenError, ReturnCode)> {
     let options = OpenOptions::default();
-    let backing = Disk::open(disk, options)
-        .map_err(|error| (disk.to_owned(), error, ReturnCode::OpenDisk))?;
+    let backing =
+        Disk::open(disk, options).map_err(|error| (disk.to_owned(), error, ReturnCode::OpenDisk))?;
     let metadata = match index {
         MetadataIndex::Internal => Ok(backing.clone()),
         // Several volumes may have slots on one device.
@@ -223,9 +216,8 @@ pub(super) async fn change_options(node: &Rc<Node>, minor: Minor, changes: Optio
         let result = pass(node, resource, Command::DiskOptions { volume, options: engine_options }).await;
         if result.code.is_success() {
             let mut state = node.state.borrow_mut();
-            let backing = state
-                .resource_mut(resource)
-                .and_then(|entry| entry.volume_mut(volume)?.backing.as_mut());
+            let backing =
+                state.resource_mut(resource).and_then(|entry| entry.volume_mut(volume)?.backing.as_mut());
             if let Some(backing) = backing {
                 backing.options = options;
             }

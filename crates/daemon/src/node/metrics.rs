@@ -18,8 +18,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Listens and serves.
 pub(super) async fn start(node: &Rc<Node>, address: SocketAddr) -> anyhow::Result<()> {
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let node = Rc::clone(node);
     tokio::task::spawn_local(async move {
         loop {

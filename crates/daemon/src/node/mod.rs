@@ -47,7 +47,7 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 const STOP_PATIENCE: Duration = Duration::from_secs(8);
 
 /// The node.
-pub(super) struct Node {
+struct Node {
     pub(super) name: String,
     pub(super) run_directory: PathBuf,
     pub(super) helper: Option<PathBuf>,
@@ -58,7 +58,7 @@ pub(super) struct Node {
 }
 
 /// What changes of a node.
-pub(super) struct State {
+struct State {
     /// In the order in which they were made.
     pub(super) resources: Vec<Resource>,
     pub(super) watchers: Watchers,

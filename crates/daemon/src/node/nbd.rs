@@ -82,7 +82,10 @@ fn hand_over(node: &Node, stream: UnixStream, negotiated: Box<Negotiated>) -> an
 fn obstacle(resource: &ResourceSnapshot, device: &DeviceSnapshot) -> Option<String> {
     let name = export_name(resource, device.volume);
     if device.role != Role::Primary {
-        return Some(format!("{name} is Secondary here: promote it with 'drbdadm primary {}'", resource.name));
+        return Some(format!(
+            "{name} is Secondary here: promote it with 'drbdadm primary {}'",
+            resource.name
+        ));
     }
     if device.disk < DiskState::Inconsistent && device.peer_disk != DiskState::UpToDate {
         return Some(format!("{name} has no data here: its disk is {}", device.disk));
@@ -96,9 +99,8 @@ fn export_name(resource: &ResourceSnapshot, volume: VolumeNumber) -> String {
 
 impl State {
     fn export(&self, resource: &ResourceSnapshot, device: &DeviceSnapshot) -> Export {
-        let backing = self
-            .resource(&resource.name)
-            .and_then(|entry| entry.volume(device.volume)?.backing.as_ref());
+        let backing =
+            self.resource(&resource.name).and_then(|entry| entry.volume(device.volume)?.backing.as_ref());
         Export {
             name: export_name(resource, device.volume),
             description: format!("replicated device /dev/drbd{}", device.minor),

@@ -126,9 +126,8 @@ impl Resource {
         if status.resource.connection.options.is_none() && !self.connecting {
             self.net = None;
         }
-        self.volumes.retain(|entry| {
-            status.resource.volumes.iter().any(|volume| volume.volume == entry.number)
-        });
+        self.volumes
+            .retain(|entry| status.resource.volumes.iter().any(|volume| volume.volume == entry.number));
         for volume in &status.resource.volumes {
             let entry = self.volumes.iter_mut().find(|entry| entry.number == volume.volume);
             match entry {

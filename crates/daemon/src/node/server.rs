@@ -106,11 +106,7 @@ async fn converse(node: &Rc<Node>, stream: UnixStream) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn watch(
-    node: &Rc<Node>,
-    connection: &mut Connection,
-    resource: Option<String>,
-) -> anyhow::Result<()> {
+async fn watch(node: &Rc<Node>, connection: &mut Connection, resource: Option<String>) -> anyhow::Result<()> {
     node.refresh_now(resource.as_deref()).await;
     let watcher = node.state.borrow_mut().watchers.add(resource.clone());
     present(node, connection, resource.as_deref()).await?;

@@ -2,9 +2,7 @@
 
 use std::collections::VecDeque;
 
-use udrbd_engine::interface::{
-    Action, CommandId, DiscardMode, Event, IoError, MetadataBlock, Token,
-};
+use udrbd_engine::interface::{Action, CommandId, DiscardMode, Event, IoError, MetadataBlock, Token};
 use udrbd_runtime::disk::Disk;
 use udrbd_runtime::ring::{Durability, Zeroing};
 use udrbd_runtime::{BufferHandle, Errno, Ring};
@@ -247,8 +245,7 @@ impl Reactor {
                 let buffer =
                     self.disks.reserve.pop().or_else(|| self.ring.allocate(METADATA_BLOCK_BYTES as usize));
                 let Some(buffer) = buffer else {
-                    let action =
-                        Action::WriteMetadata { token, volume, position, block, preflush, fua };
+                    let action = Action::WriteMetadata { token, volume, position, block, preflush, fua };
                     self.disks.waiting_metadata.push_front(action);
                     return;
                 };
@@ -335,9 +332,7 @@ impl<V> Places<V> {
     }
 
     fn remove(&mut self, place: u32) -> V {
-        let Some(value) = self.values[place as usize].take() else {
-            panic!("an operation completes once")
-        };
+        let Some(value) = self.values[place as usize].take() else { panic!("an operation completes once") };
         self.free.push(place);
         value
     }

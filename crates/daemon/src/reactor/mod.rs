@@ -21,7 +21,7 @@ use udrbd_engine::interface::{
     Action, Actions, Buffer, Command, Event, Failure, Report, SocketId, SocketLoss, Time, Token,
 };
 use udrbd_engine::state::StateChangeResult;
-use udrbd_runtime::mailbox::{Receiver, Received, Sender};
+use udrbd_runtime::mailbox::{Received, Receiver, Sender};
 use udrbd_runtime::{BufferHandle, Completion, Errno, Ring};
 use udrbd_units::Role;
 
@@ -157,8 +157,12 @@ impl Reactor {
         if freed || self.clients.want_another_turn(&self.ring) {
             return Some(Duration::ZERO);
         }
-        let times =
-            [self.engine.next_timeout(), self.network.next_timeout(), self.outbox.next_timeout(), self.stop_by];
+        let times = [
+            self.engine.next_timeout(),
+            self.network.next_timeout(),
+            self.outbox.next_timeout(),
+            self.stop_by,
+        ];
         let next = times.into_iter().flatten().min()?;
         let elapsed = Time(self.origin.elapsed().as_nanos() as u64);
         Some(next.since(elapsed))

@@ -75,7 +75,11 @@ impl PeerSocket {
     /// The next token whose bytes have all left.
     fn next_sent(&mut self) -> Option<Token> {
         let sent = self.stream.bytes_sent();
-        self.sent.front().is_some_and(|(end, _)| *end <= sent).then(|| self.sent.pop_front())?.map(|(_, token)| token)
+        self.sent
+            .front()
+            .is_some_and(|(end, _)| *end <= sent)
+            .then(|| self.sent.pop_front())?
+            .map(|(_, token)| token)
     }
 }
 
