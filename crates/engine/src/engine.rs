@@ -155,6 +155,7 @@ impl Engine {
         let connection = [
             self.connection.establish.timeout(),
             self.connection.deadline,
+            self.connection.answer_until,
             self.connection.ping_timer,
             self.connection.request_timer,
         ];
@@ -169,6 +170,10 @@ impl Engine {
             self.connection.deadline = None;
             self.say(Level::Error, None, "sock_recvmsg returned -11".to_owned());
             self.retry_later();
+        }
+        if self.connection.answer_until.is_some_and(|until| until <= self.now) {
+            self.connection.answer_until = None;
+            self.lose_connection(udrbd_units::ConnectionState::BrokenPipe);
         }
         self.keepalive_timeout();
         self.request_timeout();

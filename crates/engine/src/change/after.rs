@@ -4,7 +4,7 @@ use udrbd_units::{ConnectionState, DiskState, Role};
 
 use crate::Engine;
 use crate::interface::Handler;
-use crate::state::{VolumeState, contact_to_peers_data_lost, state_range};
+use crate::state::{Suspension, VolumeState, contact_to_peers_data_lost, state_range};
 
 /// A change of which the consequences are still to be drawn.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +77,7 @@ impl Engine {
             let reattached = matches!(old.disk, DiskState::Attaching | DiskState::Negotiating)
                 && lowest_disk == DiskState::UpToDate;
             if reattached || reconnected {
-                self.suspension.no_data = false;
+                self.set_suspension(Suspension { no_data: false, ..self.suspension });
                 if reattached {
                     self.transfer_log_restart_disk();
                 } else {
@@ -94,7 +94,7 @@ impl Engine {
             for volume in &mut self.volumes {
                 volume.flags.new_current_due = false;
             }
-            self.suspension.fencing = false;
+            self.set_suspension(Suspension { fencing: false, ..self.suspension });
             self.transfer_log_resend();
             self.complete_held();
             self.state_changed();
@@ -234,7 +234,7 @@ impl Engine {
                 self.new_current_generation(index);
             }
         }
-        self.suspension.fencing = false;
+        self.set_suspension(Suspension { fencing: false, ..self.suspension });
         self.connection.lost_log_pending = true;
         self.complete_held();
         self.state_changed();

@@ -13,8 +13,8 @@ use crate::Engine;
 use crate::interface::Level;
 use crate::state::{
     Change, ChangeLine, Context, Enforcement, MetadataFlags, NetworkContext, OutdateFailure, Refusal,
-    StateChangeResult, StateRequest, VolumeState, check_connection_change, decide, highest_peer,
-    implicit_metadata_flags, plan_connection_volume, writes_go_to_peer,
+    StateChangeResult, StateRequest, Suspension, VolumeState, check_connection_change, common_state, decide,
+    highest_peer, implicit_metadata_flags, plan_connection_volume, state_range, writes_go_to_peer,
 };
 
 /// Whether a refusal is told to the log.
@@ -80,7 +80,8 @@ impl Engine {
             Ok(change) => {
                 let result = change.result;
                 if change.is_change() {
-                    self.apply_change(index, &change);
+                    self.apply_change(index, &change, &ChangeLine::volume(change.old, change.new));
+                    self.say_suspension(old.suspension);
                 }
                 result
             }
@@ -100,12 +101,11 @@ impl Engine {
     }
 
     /// Stores a change and does what has to happen at once (states spec 3.9).
-    fn apply_change(&mut self, index: usize, change: &Change) {
+    fn apply_change(&mut self, index: usize, change: &Change, line: &ChangeLine) {
         let (old, new) = (change.old, change.new);
         if let Some(warning) = change.warning {
             self.say(Level::Warning, Some(index), warning.to_string());
         }
-        let line = ChangeLine::volume(old, new);
         if !line.is_empty() {
             self.say(Level::Info, Some(index), line.to_string());
         }
@@ -190,6 +190,23 @@ impl Engine {
         }
     }
 
+    /// I/O is suspended for these reasons from now on.
+    pub(crate) fn set_suspension(&mut self, suspension: Suspension) {
+        let old = std::mem::replace(&mut self.suspension, suspension);
+        if old != suspension {
+            self.say_suspension(old);
+            self.state_changed();
+        }
+    }
+
+    fn say_suspension(&mut self, old: Suspension) {
+        let state = |suspension| VolumeState { suspension, ..VolumeState::INITIAL };
+        let line = ChangeLine::suspension(state(old), state(self.suspension));
+        if !line.is_empty() {
+            self.say(Level::Info, None, line.to_string());
+        }
+    }
+
     /// Asks for a change of the connection and all volumes at once (states spec 3.7), without asking the peer.
     pub(crate) fn change_connection(
         &mut self,
@@ -202,6 +219,8 @@ impl Engine {
             (0..self.volumes.len()).filter(|index| !self.volumes[*index].removed).collect();
         let states: Vec<_> =
             members.iter().map(|index| (self.present_state(*index), self.context(*index))).collect();
+        let mut common = common_state(self.connection.state, states.iter().map(|(state, _)| *state));
+        common.state.suspension = self.suspension;
         let present = self.connection.state;
         let checked = check_connection_change(present, request, enforcement, outdate_failure, states);
         let result = match checked {
@@ -225,11 +244,14 @@ impl Engine {
             let old = self.present_state(index);
             let new = plan_connection_volume(old, request, outdate_failure, &self.context(index));
             if new != old {
-                self.apply_change(
-                    index,
-                    &Change { old, new, warning: None, result: StateChangeResult::Success },
-                );
+                let change = Change { old, new, warning: None, result: StateChangeResult::Success };
+                self.apply_change(index, &change, &ChangeLine::volume_within(old, new, &common));
             }
+        }
+        let after = state_range(self.connection.state, self.suspension, self.volume_states());
+        let line = ChangeLine::connection(&common, after.highest);
+        if !line.is_empty() {
+            self.say(Level::Info, None, line.to_string());
         }
         if self.connection.state != present {
             self.after.push_back(After::Connection { old: present, new: self.connection.state });
@@ -261,7 +283,6 @@ impl Engine {
         if present == wanted {
             return;
         }
-        self.say(Level::Info, None, format!("conn( {present} -> {wanted} ) "));
         self.connection.state = wanted;
         if wanted == ConnectionState::WFReportParams {
             self.connection.established_at = self.now;

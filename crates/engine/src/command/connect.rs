@@ -255,7 +255,6 @@ impl Engine {
 
     fn disconnect_answer(&mut self, attempt: Attempt) -> Option<Code> {
         let answer = self.connection.change_reply.take();
-        let established = self.connection.is_established();
         let code = match answer {
             Some(code) if code >= Code::Success.code() => Code::ClusterWideSuccess,
             Some(code) => {
@@ -264,8 +263,12 @@ impl Engine {
                 self.say(crate::interface::Level::Error, None, line);
                 Code::ClusterWideFailedByPeer
             }
-            None if established => return None,
-            None => Code::ClusterWideFailedByPeer,
+            None if self.connection.state == ConnectionState::WFReportParams => return None,
+            // The connection is gone before the answer came: what this node thinks of it counts.
+            None => match self.connection_change_allowed(attempt.request()) {
+                Code::InTransientState => return None,
+                code => code,
+            },
         };
         self.connection.change_pending = false;
         if !code.is_success() {

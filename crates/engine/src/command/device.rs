@@ -197,8 +197,7 @@ impl Engine {
                 self.say(Level::Warning, Some(index), text.to_owned());
             }
         }
-        self.suspension = crate::state::Suspension::NONE;
-        self.say(Level::Info, None, "susp( 1 -> 0 ) ".to_owned());
+        self.set_suspension(crate::state::Suspension::NONE);
         if self.connection.state < ConnectionState::WFReportParams {
             self.connection.lost_log_pending = true;
         }

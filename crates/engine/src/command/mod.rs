@@ -15,7 +15,7 @@ pub(crate) use promote::{Demotion, Promotion};
 use crate::Engine;
 use crate::change::Verbosity;
 use crate::interface::{Command, CommandId, Failure, Time};
-use crate::state::{StateRequest, VolumeState};
+use crate::state::{StateRequest, Suspension, VolumeState};
 use crate::volume::Volume;
 
 /// DRBD's numbers for commands that are refused (states spec 19.2).
@@ -98,8 +98,7 @@ impl Engine {
             Command::PauseSync { .. } => self.pause_sync(id, known),
             Command::ResumeSync { .. } => self.resume_sync(id, known),
             Command::SuspendIo { .. } => {
-                self.suspension.user = true;
-                self.state_changed();
+                self.set_suspension(Suspension { user: true, ..self.suspension });
                 self.reply(id, Ok(()));
             }
             Command::ResumeIo { .. } => self.resume_io(id),

@@ -82,7 +82,8 @@ impl Establish {
 }
 
 impl Engine {
-    fn ping_timeout(&self) -> Duration {
+    /// How long a sign of life may take.
+    pub(crate) fn ping_timeout(&self) -> Duration {
         self.connection.options.as_ref().map_or(Duration::from_millis(500), |options| options.ping_timeout)
     }
 

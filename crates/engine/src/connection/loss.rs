@@ -56,6 +56,7 @@ impl Engine {
         self.abandon_attempt(!graceful);
         self.stop_keepalive();
         self.connection.deadline = None;
+        self.connection.answer_until = None;
         self.connection.stage = Stage::None;
         self.connection.state_sent = false;
         self.connection.losing = Some(Losing::Drain);

@@ -82,6 +82,8 @@ pub(crate) struct Connection {
     pub(crate) state_sent: bool,
     pub(crate) peer_dry_run: bool,
     pub(crate) disconnect_sent: bool,
+    /// The peer has closed one socket; its answer to a disconnect may still come on the other, until then.
+    pub(crate) answer_until: Option<Time>,
     pub(crate) change_reply: Option<i32>,
     pub(crate) change_pending: bool,
     pub(crate) connect_count: u32,
@@ -139,6 +141,7 @@ impl Connection {
             state_sent: false,
             peer_dry_run: false,
             disconnect_sent: false,
+            answer_until: None,
             change_reply: None,
             change_pending: false,
             connect_count: 0,

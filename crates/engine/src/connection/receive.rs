@@ -376,6 +376,11 @@ impl Engine {
         }
         // What the peer said last may settle a command before the connection is given up.
         self.run_commands();
+        if is_data && !malformed && self.connection.change_pending && self.connection.meta.is_some() {
+            // It agreed to the end and closed both: the answer is still in the other socket.
+            self.connection.answer_until = Some(self.now.after(self.ping_timeout()));
+            return;
+        }
         match (is_data, malformed) {
             (false, true) if fatal => self.refuse_connection(),
             (true, true) => self.lose_connection(ConnectionState::ProtocolError),

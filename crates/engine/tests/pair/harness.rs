@@ -23,8 +23,12 @@ pub(crate) struct Node {
     pub(crate) replies: HashMap<u64, CommandResult>,
     pub(crate) completions: HashMap<u64, (Result<(), ClientError>, Vec<u8>)>,
     pub(crate) handlers: Vec<Handler>,
+    /// Exit codes of handlers; 0 where there is none.
+    pub(crate) exits: HashMap<Handler, i32>,
     /// Data operations fail.
     pub(crate) failing: bool,
+    /// Writes of metadata fail.
+    pub(crate) failing_metadata: bool,
     /// Actions on data are kept instead of done.
     pub(crate) stuck: bool,
     kept: Vec<Action>,
@@ -45,6 +49,8 @@ pub(crate) struct Pair {
     next_socket: u32,
     /// Nothing gets through.
     pub(crate) cut: bool,
+    /// Nobody gets a connection.
+    pub(crate) refused: bool,
     pub(crate) sectors: u64,
     pub(crate) packets: Vec<(usize, udrbd_wire::Packet)>,
     seed: u8,
@@ -59,7 +65,9 @@ impl Node {
             replies: HashMap::new(),
             completions: HashMap::new(),
             handlers: Vec::new(),
+            exits: HashMap::new(),
             failing: false,
+            failing_metadata: false,
             stuck: false,
             kept: Vec::new(),
             buffers: HashMap::new(),
@@ -67,7 +75,7 @@ impl Node {
             next: 1,
             listening: false,
         };
-        let layout = Layout::new(Placement::Internal, Sector(sectors), Striping::DEFAULT).unwrap();
+        let layout = internal(sectors);
         let mut superblock = Superblock::fresh(&layout, 1 << 20);
         superblock.flags = udrbd_metadata::Flags::AL_CLEAN;
         node.store(layout.superblock.0, &superblock.encode());
@@ -75,6 +83,27 @@ impl Node {
             node.store(layout.al_start().0 + block * 8, &activity_log::initialized_block());
         }
         node
+    }
+
+    /// Writes the metadata of a disk of this size that is in use by nobody.
+    pub(crate) fn write_metadata(
+        &mut self,
+        sectors: u64,
+        bitmap: &[u8],
+        change: impl FnOnce(&mut Superblock, &Layout),
+    ) {
+        let layout = internal(sectors);
+        let mut superblock = Superblock::fresh(&layout, 1 << 20);
+        superblock.flags = udrbd_metadata::Flags::AL_CLEAN;
+        change(&mut superblock, &layout);
+        self.store(layout.superblock.0, &superblock.encode());
+        self.store(layout.bitmap_page(0).0, bitmap);
+    }
+
+    /// The superblock as it is on the disk.
+    pub(crate) fn superblock(&self, sectors: u64) -> Superblock {
+        let bytes = self.load(internal(sectors).superblock.0, 4096);
+        Superblock::decode(bytes.as_slice().try_into().unwrap())
     }
 
     fn store(&mut self, sector: u64, bytes: &[u8]) {
@@ -100,14 +129,15 @@ impl Node {
     }
 }
 
-impl Pair {
-    /// Two nodes with fresh metadata, attached, not connected.
-    pub(crate) fn new() -> Self {
-        Self::with_sectors(20 * 2048)
-    }
+/// Where the metadata are on a disk of this size.
+fn internal(sectors: u64) -> Layout {
+    Layout::new(Placement::Internal, Sector(sectors), Striping::DEFAULT).unwrap()
+}
 
-    pub(crate) fn with_sectors(sectors: u64) -> Self {
-        let mut pair = Self {
+impl Pair {
+    /// Two nodes that are down, with fresh metadata.
+    pub(crate) fn down(sectors: u64) -> Self {
+        Self {
             nodes: [Node::new(sectors), Node::new(sectors)],
             now: Time(0),
             events: VecDeque::new(),
@@ -115,10 +145,20 @@ impl Pair {
             pending: HashMap::new(),
             next_socket: SocketId::FIRST_ACCEPTED.0,
             cut: false,
+            refused: false,
             sectors,
             packets: Vec::new(),
             seed: 1,
-        };
+        }
+    }
+
+    /// Two nodes with fresh metadata, attached, not connected.
+    pub(crate) fn new() -> Self {
+        Self::with_sectors(20 * 2048)
+    }
+
+    pub(crate) fn with_sectors(sectors: u64) -> Self {
+        let mut pair = Self::down(sectors);
         for node in 0..2 {
             pair.start(node, DiskOptions::default());
         }
@@ -127,10 +167,15 @@ impl Pair {
 
     /// Starts a node's engine and attaches its disk.
     pub(crate) fn start(&mut self, node: usize, options: DiskOptions) {
-        self.seed += 1;
-        self.nodes[node].engine = Some(Engine::new(ResourceOptions::default(), [self.seed; 32]));
-        self.command(node, Command::NewMinor { volume: VOLUME, minor: Minor(0) }).unwrap();
+        self.start_diskless(node, ResourceOptions::default());
         self.attach(node, options).unwrap();
+    }
+
+    /// Starts a node's engine without a disk.
+    pub(crate) fn start_diskless(&mut self, node: usize, options: ResourceOptions) {
+        self.seed += 1;
+        self.nodes[node].engine = Some(Engine::new(options, [self.seed; 32]));
+        self.command(node, Command::NewMinor { volume: VOLUME, minor: Minor(0) }).unwrap();
     }
 
     pub(crate) fn attach(&mut self, node: usize, options: DiskOptions) -> CommandResult {
@@ -270,7 +315,12 @@ impl Pair {
 
     /// Lets time pass.
     pub(crate) fn pass(&mut self, seconds: u64) {
-        let end = self.now.0 + seconds * 1_000_000_000;
+        self.pass_ms(seconds * 1000);
+    }
+
+    /// Lets milliseconds pass.
+    pub(crate) fn pass_ms(&mut self, ms: u64) {
+        let end = self.now.0 + ms * 1_000_000;
         loop {
             self.settle();
             let next = self.next_timeout().filter(|time| time.0 <= end);
@@ -436,8 +486,12 @@ impl Pair {
                 self.events.push_back((node, Event::MetadataRead { token, result: Ok(bytes) }));
             }
             Action::WriteMetadata { token, position, block, .. } => {
-                self.nodes[node].store(position.0, &block[..]);
-                self.events.push_back((node, Event::MetadataWritten { token, block, result: Ok(()) }));
+                let failing = self.nodes[node].failing_metadata;
+                let result = if failing { Err(IoError { errno: 5 }) } else { Ok(()) };
+                if result.is_ok() {
+                    self.nodes[node].store(position.0, &block[..]);
+                }
+                self.events.push_back((node, Event::MetadataWritten { token, block, result }));
             }
             Action::CloseDisk { .. } | Action::Device { .. } => {}
             Action::Listen => self.nodes[node].listening = true,
@@ -462,7 +516,8 @@ impl Pair {
             }
             Action::RunHandler { handler, name, .. } => {
                 self.nodes[node].handlers.push(name);
-                self.events.push_back((node, Event::HandlerExit { handler, status: 0 }));
+                let status = self.nodes[node].exits.get(&name).copied().unwrap_or(0);
+                self.events.push_back((node, Event::HandlerExit { handler, status }));
             }
             Action::Report(Report::Log { text, .. }) => self.nodes[node].log.push(text),
             Action::Report(_) => {}
@@ -471,7 +526,7 @@ impl Pair {
 
     fn dial(&mut self, node: usize, socket: SocketId) {
         let other = 1 - node;
-        if !self.nodes[other].listening || self.cut {
+        if !self.nodes[other].listening || self.cut || self.refused {
             let loss = SocketLoss::ConnectFailed(111);
             self.events.push_back((node, Event::SocketDown { socket, loss }));
             return;

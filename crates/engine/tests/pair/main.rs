@@ -196,6 +196,28 @@ fn a_split_brain_is_refused() {
 }
 
 #[test]
+fn whoever_disconnects_keeps_good_data() {
+    for first in 0..2 {
+        for leaver in 0..2 {
+            let mut pair = synced();
+            for node in [first, 1 - first] {
+                pair.command(node, Command::Disconnect { force: false }).unwrap();
+            }
+            demote(&mut pair, 0);
+            for node in [first, 1 - first] {
+                pair.command(node, Command::Connect(Box::default())).unwrap();
+            }
+            pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+            pair.command(leaver, Command::Disconnect { force: false }).unwrap();
+            for node in &pair.nodes {
+                assert_eq!(node.status().disk, DiskState::UpToDate, "{}", pair.describe());
+            }
+            assert!(pair.nodes[1 - leaver].says("conn( Connected -> TearDown )"), "{}", pair.describe());
+        }
+    }
+}
+
+#[test]
 fn invalidate_fetches_everything_again() {
     let mut pair = synced();
     pair.write(0, 0, 1, 65536).unwrap();
