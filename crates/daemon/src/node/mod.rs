@@ -37,10 +37,9 @@ use crate::instance::listen_privately;
 use crate::messages::{FromEngine, ToEngine};
 use crate::settings::Settings;
 use resource::Resource;
+use status_file::StatusFile;
 use watch::Watchers;
 
-/// How long the counters and the progress in the status file may be old.
-const REFRESH: Duration = Duration::from_millis(500);
 /// How long an engine may take to tell its status.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 /// How long engines may take to end.
@@ -55,6 +54,7 @@ struct Node {
     pub(super) state: RefCell<State>,
     /// The status file is to be written.
     pub(super) changed: Notify,
+    pub(super) status_file: RefCell<StatusFile>,
 }
 
 /// What changes of a node.
@@ -112,14 +112,14 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
             reserved: Vec::new(),
         }),
         changed: Notify::new(),
+        status_file: RefCell::new(StatusFile::create(&run_directory)?),
         run_directory,
     });
-    status_file::start(&node)?;
+    tokio::task::spawn_local(status_file::keep_current(Rc::clone(&node)));
     nbd::start(&node)?;
     if let Some(address) = settings.metrics {
         metrics::start(&node, address).await?;
     }
-    tokio::task::spawn_local(refresh(Rc::clone(&node)));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Last: whoever finds the control socket finds everything else, too.
@@ -139,24 +139,6 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
     tracing::info!("ending");
     node.stop().await;
     Ok(())
-}
-
-/// Asks engines that may have something new to show.
-async fn refresh(node: Rc<Node>) {
-    let mut ticks = tokio::time::interval(REFRESH);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let mut state = node.state.borrow_mut();
-        for resource in &mut state.resources {
-            let busy = resource.snapshot.devices.iter().any(|device| device.backing.is_some());
-            if busy {
-                resource.publications += 1;
-                // A full mailbox means that it has better things to do.
-                let _ = resource.engine.mail.send(ToEngine::Publish(resource.publications));
-            }
-        }
-    }
 }
 
 impl Node {

@@ -96,9 +96,10 @@ async fn converse(node: &Rc<Node>, stream: UnixStream) -> anyhow::Result<()> {
             Request::Watch { resource } => return watch(node, &mut connection, resource).await,
             command => {
                 // A command goes on even where nobody waits for its end.
-                let node = Rc::clone(node);
-                let run = tokio::task::spawn_local(async move { commands::execute(&node, command).await });
+                let worker = Rc::clone(node);
+                let run = tokio::task::spawn_local(async move { commands::execute(&worker, command).await });
                 let result = run.await?;
+                node.write_status_file();
                 connection.send(&ServerMessage::Result(result)).await?;
             }
         }

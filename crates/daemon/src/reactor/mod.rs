@@ -33,6 +33,8 @@ use peer::Network;
 
 /// How long a thread that was told to end waits for requests in flight.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long what is shown of a busy engine may be old.
+const SHOWN_AGE_MAX: Duration = Duration::from_millis(100);
 /// Disk already configured (states spec 19.2).
 const DISK_CONFIGURED: u32 = 124;
 
@@ -87,6 +89,10 @@ pub(crate) struct Reactor {
     mail: Receiver<ToEngine>,
     /// The status is to be told at the end of the turn.
     publish: bool,
+    /// When the status was told last.
+    published_at: Time,
+    /// Something has happened since.
+    stale: bool,
     /// How many buffers had been freed when those that wait for one tried last.
     freed_at_retry: u64,
     answered: u64,
@@ -115,6 +121,8 @@ impl Reactor {
             outbox: Outbox::new(control),
             mail,
             publish: true,
+            published_at: Time(0),
+            stale: false,
             freed_at_retry: 0,
             answered: 0,
             stop_by: None,
@@ -190,6 +198,7 @@ impl Reactor {
 
     /// Tells the engine, and does what it wants, until nothing comes of it at once.
     fn feed(&mut self, event: Event) {
+        self.stale = true;
         self.engine.handle(self.now, event, &mut self.actions);
         self.perform_all();
         self.feed_consequences();
@@ -277,7 +286,8 @@ impl Reactor {
             }
         }
         self.publish |= self.clients.flush(&mut self.ring);
-        if self.publish {
+        let refresh = self.stale && self.now >= self.published_at.after(SHOWN_AGE_MAX);
+        if self.publish || refresh {
             self.publish_now();
         }
         self.outbox.flush(self.now);
@@ -286,6 +296,8 @@ impl Reactor {
     /// A reply or a handler comes after the status it goes with.
     fn publish_now(&mut self) {
         self.publish = false;
+        self.stale = false;
+        self.published_at = self.now;
         self.outbox.push(FromEngine::Status(Box::new(EngineStatus {
             answered: self.answered,
             resource: self.engine.status(),
