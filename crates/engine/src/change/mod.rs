@@ -187,6 +187,12 @@ impl Engine {
         if implied != present {
             disk.superblock.flags = Flags(implied.0);
             self.touch_superblock(index);
+            // The activity log counts only while this is set: what it covers has to be in the bitmap on disk first,
+            // whatever the reason (metadata spec 8.6).
+            let indication = MetadataFlags::PRIMARY_INDICATION;
+            if present.contains(indication) && !implied.contains(indication) {
+                self.write_changed_pages_before_superblock(index);
+            }
         }
     }
 

@@ -264,13 +264,20 @@ impl Engine {
         Demotion { id, index, request: Some(request), version: 0 }
     }
 
+    /// Whether requests of clients are under way, or writes the peer has not confirmed for good.
+    fn has_requests(&self, index: usize) -> bool {
+        let volume = &self.volumes[index];
+        let unconfirmed = |key| self.requests.get(key).is_some_and(|request| request.volume == index);
+        volume.admitted > 0 || !volume.waiting.is_empty() || self.log.iter().any(|key| unconfirmed(*key))
+    }
+
     pub(super) fn poll_demotion(&mut self, demotion: &mut Demotion) -> Option<Result<(), Code>> {
         let index = demotion.index;
         if let Some(request) = &mut demotion.request {
-            // Whoever demotes has closed the device, and its writes have ended: a Secondary that completes one the peer
-            // does not have would not start a generation of its own.
+            // Whoever demotes has closed the device, and its writes have ended, at the peer for good too: a Secondary that
+            // completes a write starts no generation of its own, and its activity log does not count after a crash.
             let volume = &self.volumes[index];
-            if volume.state.role == Role::Primary && (volume.admitted > 0 || !volume.waiting.is_empty()) {
+            if volume.state.role == Role::Primary && self.has_requests(index) {
                 return self.suspension.any().then_some(Err(Code::DeviceInUse));
             }
             let result = self.poll_request(request)?;

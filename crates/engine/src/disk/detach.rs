@@ -38,12 +38,10 @@ impl Engine {
     }
 
     fn drop_disk(&mut self, index: usize) {
-        for key in self.log.iter().copied().collect::<Vec<_>>() {
-            if let Some(request) = self.requests.get_mut(key)
-                && request.volume == index
-            {
-                request.extents_held = 0;
-            }
+        // Also of writes that have their extents and wait for an overlapping one.
+        let here = self.requests.iter().filter(|(_, request)| request.volume == index);
+        for key in here.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.requests[key].extents_held = 0;
         }
         let volume = &mut self.volumes[index];
         volume.disk = None;

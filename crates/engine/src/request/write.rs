@@ -203,7 +203,11 @@ impl Engine {
     /// Starts the writes that waited for an overlapping one.
     pub(crate) fn retry_overlapping(&mut self, index: usize) {
         for _ in 0..self.volumes[index].overlapping.len() {
-            if let Some(key) = self.volumes[index].overlapping.pop_front() {
+            let Some(key) = self.volumes[index].overlapping.pop_front() else { break };
+            // The disk whose activity log covered it may have gone, and another come.
+            if self.requests.get(key).is_some_and(|request| request.extents_held == 0) {
+                self.activate_write(key);
+            } else {
                 self.start_write(key);
             }
         }
