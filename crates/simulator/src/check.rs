@@ -147,9 +147,9 @@ impl Checker {
         let range = write.range.start.0..write.range.end().0;
         let check = |sector: u64| {
             if durable {
-                disk.data.outcomes(sector).all(|value| {
-                    self.not_older(sector, value.copied().unwrap_or(0), &write)
-                })
+                disk.data
+                    .outcomes(sector)
+                    .all(|value| self.not_older(sector, value.copied().unwrap_or(0), &write))
             } else {
                 self.not_older(sector, disk.data.sector(sector).copied().unwrap_or(0), &write)
             }
@@ -265,11 +265,8 @@ impl Checker {
                 self.views[node].entry(sector).or_insert_with(|| ZERO.to_vec()).push(value);
             }
         }
-        let lost: Vec<Tag> = self.exclusive[node]
-            .iter()
-            .copied()
-            .filter(|number| !self.has(disk, *number, false))
-            .collect();
+        let lost: Vec<Tag> =
+            self.exclusive[node].iter().copied().filter(|number| !self.has(disk, *number, false)).collect();
         for number in lost {
             self.exclusive[node].remove(&number);
         }

@@ -30,7 +30,32 @@ pub use coverage::Coverage;
 pub use plan::Plan;
 pub use world::Outcome;
 
-/// Plays a plan. `tracing`: keep in words what happened.
+#[cfg(feature = "deliberate-bugs")]
+pub use udrbd_engine::bugs::Bug;
+
+/// No bug: there are none without the feature `deliberate-bugs`.
+#[cfg(not(feature = "deliberate-bugs"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {}
+
+#[cfg(not(feature = "deliberate-bugs"))]
+impl std::str::FromStr for Bug {
+    type Err = ();
+
+    fn from_str(_: &str) -> Result<Self, ()> {
+        Err(())
+    }
+}
+
+/// The names of the deliberate bugs.
+pub fn bugs() -> Vec<String> {
+    #[cfg(feature = "deliberate-bugs")]
+    return Bug::ALL.iter().map(|bug| bug.name().to_owned()).collect();
+    #[cfg(not(feature = "deliberate-bugs"))]
+    Vec::new()
+}
+
+/// Plays a plan. `tracing`: tell on standard output what happens.
 pub fn run(plan: Plan, tracing: bool) -> Outcome {
     world::World::new(plan, tracing).run()
 }

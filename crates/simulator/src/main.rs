@@ -1,35 +1,48 @@
-//! Plays many seeds, and says which breaks a rule.
+//! Plays many seeds, and says which of them breaks a rule.
+
+mod campaign;
+mod shrink;
+
+use std::num::NonZero;
+use std::process::ExitCode;
 
 use clap::Parser;
-use udrbd_simulator::{Coverage, Plan, run};
 
-#[derive(Parser)]
+/// Plays two nodes on simulated disks, network, operators and power, from seeds.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "udrbd-simulator")]
 struct Arguments {
-    #[arg(long, default_value_t = 1000)]
-    seeds: u64,
+    /// How many seeds to play.
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// The first seed. Without `--seeds`: play this one and tell all of it.
     #[arg(long)]
     seed: Option<u64>,
+    /// Threads; as many as there are processors unless told.
+    #[arg(long)]
+    jobs: Option<NonZero<usize>>,
+    /// Only these steps of the plan, by number and separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    keep: Option<Vec<usize>>,
+    /// Tell nothing of a single run but its end.
+    #[arg(long)]
+    terse: bool,
+    /// Go on after a violation, and count them.
+    #[arg(long)]
+    go_on: bool,
+    /// Switch a deliberate bug of the engine on; to be found.
+    #[arg(long)]
+    bug: Option<String>,
+    /// Look for each deliberate bug in turn.
+    #[arg(long)]
+    all_bugs: bool,
 }
 
-fn main() {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut coverage = Coverage::default();
-    if let Some(seed) = arguments.seed {
-        let outcome = run(Plan::new(seed), true);
-        for line in &outcome.trace {
-            println!("{line}");
-        }
-        println!("{:?}", outcome.violation);
-        return;
+    match (arguments.all_bugs, arguments.seed, arguments.seeds) {
+        (true, ..) => campaign::all_bugs(&arguments),
+        (false, Some(seed), None) => campaign::single(seed, &arguments),
+        (false, first, seeds) => campaign::many(first.unwrap_or(0), seeds.unwrap_or(1000), &arguments),
     }
-    let begin = std::time::Instant::now();
-    for seed in 0..arguments.seeds {
-        let outcome = run(Plan::new(seed), false);
-        coverage.add(&outcome.coverage);
-        if let Some(violation) = outcome.violation {
-            println!("seed {seed}: {}: {}", violation.rule, violation.text);
-        }
-    }
-    println!("{coverage}");
-    println!("{:.0} seeds/s", arguments.seeds as f64 / begin.elapsed().as_secs_f64());
 }

@@ -105,6 +105,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// For everything else that is left to chance.
     pub random: Random,
+    /// The deliberate bug that is switched on.
+    pub bug: Option<crate::Bug>,
 }
 
 impl Plan {
@@ -113,7 +115,7 @@ impl Plan {
         let mut random = Random::new(seed);
         let settings = settings(&mut random);
         let steps = steps(&mut random);
-        Self { seed, settings, steps, random }
+        Self { seed, settings, steps, random, bug: None }
     }
 
     /// The same with only the steps of these numbers.

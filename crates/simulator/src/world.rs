@@ -123,8 +123,6 @@ pub struct Outcome {
     pub violation: Option<Violation>,
     /// What it went through.
     pub coverage: Coverage,
-    /// What happened, where that was asked for.
-    pub trace: Vec<String>,
 }
 
 /// A run under way.
@@ -139,7 +137,8 @@ pub(crate) struct World {
     pub(crate) checker: Checker,
     pub(crate) coverage: Coverage,
     pub(crate) violation: Option<Violation>,
-    trace: Option<Vec<String>>,
+    /// Say on standard output what happens.
+    tracing: bool,
     actions: Actions,
     pub(crate) next_operation: u64,
     pub(crate) next_command: u64,
@@ -176,7 +175,7 @@ impl World {
             checker: Checker::new(),
             coverage: Coverage::default(),
             violation: None,
-            trace: tracing.then(Vec::new),
+            tracing,
             actions: Vec::new(),
             next_operation: 0,
             next_command: 0,
@@ -200,7 +199,7 @@ impl World {
 
     fn begin(&mut self) {
         self.create_metadata();
-        if self.trace.is_some() {
+        if self.tracing {
             let text = format!("{:?}", self.plan.settings);
             self.say(&text);
         }
@@ -237,7 +236,7 @@ impl World {
             }
         }
         self.coverage.simulated = self.now;
-        Outcome { violation: self.violation, coverage: self.coverage, trace: self.trace.unwrap_or_default() }
+        Outcome { violation: self.violation, coverage: self.coverage }
     }
 
     pub(crate) fn after(&mut self, delay: u64, due: Due) {
@@ -251,13 +250,12 @@ impl World {
     }
 
     pub(crate) const fn is_tracing(&self) -> bool {
-        self.trace.is_some()
+        self.tracing
     }
 
-    pub(crate) fn say(&mut self, text: &str) {
-        if let Some(trace) = &mut self.trace {
-            let seconds = self.now as f64 / 1e9;
-            trace.push(format!("{seconds:12.6} {text}"));
+    pub(crate) fn say(&self, text: &str) {
+        if self.tracing {
+            println!("{:12.6} {text}", self.now as f64 / 1e9);
         }
     }
 
