@@ -69,6 +69,8 @@ impl Engine {
         } else {
             self.connection.inbox_bytes += u64::from(inbound.payload_bytes).max(64);
             self.connection.inbox.push_back(inbound);
+            // What it waits for may be something that only starts because it waits.
+            self.attention = true;
         }
     }
 
@@ -94,6 +96,9 @@ impl Engine {
             self.release(inbound.payload);
         }
         self.connection.inbox_bytes = 0;
+        for index in 0..self.volumes.len() {
+            self.uncover_peer_write(index);
+        }
     }
 
     fn process(&mut self, inbound: Inbound) {
@@ -277,7 +282,9 @@ impl Engine {
         let matches = self
             .requests
             .get(key)
-            .is_some_and(|request| request.volume == index && request.range.start == ack.sector);
+            .is_some_and(|request| {
+                request.barrier_expected && request.volume == index && request.range.start == ack.sector
+            });
         if matches && self.write_answered(key, answer) {
             return true;
         }
@@ -346,6 +353,16 @@ impl Engine {
         Verdict::Good
     }
 
+    /// Whether the peer, which has closed one socket, has said something on the other that this node has to hear: its
+    /// agreement to a disconnect, on the meta socket; the state it refused the handshake with, on the data socket.
+    const fn other_socket_has_more_to_say(&self, data_is_closed: bool) -> bool {
+        if data_is_closed {
+            self.connection.change_pending && self.connection.meta.is_some()
+        } else {
+            self.connection.state_sent && self.connection.data.is_some()
+        }
+    }
+
     /// A socket is gone.
     pub(crate) fn socket_down(&mut self, socket: SocketId, loss: SocketLoss) {
         let is_data = self.connection.data == Some(socket);
@@ -376,8 +393,7 @@ impl Engine {
         }
         // What the peer said last may settle a command before the connection is given up.
         self.run_commands();
-        if is_data && !malformed && self.connection.change_pending && self.connection.meta.is_some() {
-            // It agreed to the end and closed both: the answer is still in the other socket.
+        if !malformed && self.other_socket_has_more_to_say(is_data) {
             self.connection.answer_until = Some(self.now.after(self.ping_timeout()));
             return;
         }

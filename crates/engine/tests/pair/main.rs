@@ -369,3 +369,15 @@ fn protocols_a_and_b_complete_before_the_peers_disk_has_it() {
         assert!(pair.differences().is_empty());
     }
 }
+
+#[test]
+fn a_diskless_primary_does_not_wait_for_time_to_pass() {
+    let mut pair = synced();
+    pair.command(0, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    pair.pass(1);
+    let write = Operation::Write { fua: false, preflush: false };
+    let id = pair.submit(0, write, 0, &[9; 4096], 4096);
+    pair.settle();
+    assert!(pair.nodes[0].completions.contains_key(&id), "{}", pair.describe());
+    assert_eq!(pair.nodes[1].load(0, 4096), vec![9; 4096]);
+}
