@@ -350,8 +350,12 @@ impl Replica {
     ///
     /// If it cannot be read or does not know the minor.
     pub fn status(&self, shell: &mut impl Shell) -> Result<Status> {
+        self.listed(shell)?.with_context(|| format!("the status file has no minor {}", self.minor))
+    }
+
+    fn listed(&self, shell: &mut impl Shell) -> Result<Option<Status>> {
         let text = shell.sh(&format!("cat {}", quoted(&self.status_file())))?;
-        Status::parse(&text, self.minor).with_context(|| format!("no minor {} in:\n{text}", self.minor))
+        Ok(Status::parse(&text, self.minor))
     }
 
     fn status_file(&self) -> String {
@@ -375,7 +379,8 @@ impl Replica {
     ) -> Result<Status> {
         let mut last = None;
         let found = shell.wait_for(what, limit, |shell| {
-            let status = self.status(shell)?;
+            // A minor that is only just there may not be in the file yet.
+            let Some(status) = self.listed(shell)? else { return Ok(None) };
             let found = wanted(&status).then(|| status.clone());
             last = Some(status);
             Ok(found)

@@ -42,8 +42,9 @@ fn resync_after_cut(duo: &mut Duo) -> Result<()> {
         s.peer_disk == "DUnknown"
     })?;
     duo.guest.wait(job)?.expect_success()?;
-    let lonely = first.status(&mut duo.guest)?;
-    if lonely.out_of_sync_kib == 0 || lonely.out_of_sync_kib > 17 << 10 {
+    let limit = Duration::from_secs(10);
+    let lonely = first.wait(&mut duo.guest, "something out of sync", limit, |s| s.out_of_sync_kib > 0)?;
+    if lonely.out_of_sync_kib > 17 << 10 {
         bail!("alone, it counts {} KiB out of sync of 16 MiB that were written", lonely.out_of_sync_kib);
     }
     duo.verify(&first)?;

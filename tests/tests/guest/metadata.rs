@@ -147,9 +147,9 @@ fn live_a_little(duo: &mut Duo) -> Result<()> {
         s.peer_disk == "DUnknown"
     })?;
     duo.write(&first, "--seed 7 --count 40")?;
-    if first.status(&mut duo.guest)?.out_of_sync_kib == 0 {
-        bail!("an empty bitmap proves nothing");
-    }
+    // An empty bitmap would prove nothing.
+    first
+        .wait(&mut duo.guest, "something out of sync", Duration::from_secs(10), |s| s.out_of_sync_kib > 0)?;
     Ok(())
 }
 

@@ -118,8 +118,8 @@ fn killed_secondary() -> Result<()> {
     let mut part = load(5, 60);
     (part.region, part.sizes) = (Some((8 << 20, 4 << 20)), (4096, 64 << 10));
     workload::write(&pair.export(Node::Alpha), &journal(&pair), &part)?;
-    let sent = pair.status(Node::Alpha)?;
-    if sent.out_of_sync_kib == 0 || sent.out_of_sync_kib > 4096 {
+    let sent = pair.wait(Node::Alpha, "something out of sync", |status| status.out_of_sync_kib > 0)?;
+    if sent.out_of_sync_kib > 4096 {
         bail!("{} KiB are out of sync after writes to 4096", sent.out_of_sync_kib);
     }
     pair.start(Node::Beta)?;
