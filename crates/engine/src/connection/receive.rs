@@ -279,12 +279,9 @@ impl Engine {
             return true;
         }
         let key = Key::from_number(ack.block_id.0);
-        let matches = self
-            .requests
-            .get(key)
-            .is_some_and(|request| {
-                request.barrier_expected && request.volume == index && request.range.start == ack.sector
-            });
+        let matches = self.requests.get(key).is_some_and(|request| {
+            request.barrier_expected && request.volume == index && request.range.start == ack.sector
+        });
         if matches && self.write_answered(key, answer) {
             return true;
         }

@@ -22,9 +22,8 @@ impl Engine {
         sequence: wire::SequenceNumber,
     ) -> bool {
         let volume = &self.volumes[index];
-        let syncing =
-            matches!(volume.state.connection, ConnectionState::SyncTarget | ConnectionState::PausedSyncT);
-        if (syncing && volume.sync_writes.overlaps(range)) || !self.is_covered(index, range) {
+        // Also after the end of a resync: a block of it that is still at the disk must not land on top.
+        if volume.sync_writes.overlaps(range) || !self.is_covered(index, range) {
             return false;
         }
         let two = self.connection.options.as_ref().is_some_and(|options| options.allow_two_primaries);
@@ -181,6 +180,12 @@ impl Engine {
             _ => return,
         };
         let Some(index) = self.volume_index(front.volume) else { return };
+        if self.volumes[index]
+            .peer_extents
+            .is_some_and(|covered| covered != range || !self.stores_alone(index))
+        {
+            self.uncover_peer_write(index);
+        }
         if !self.stores_alone(index) || self.volumes[index].peer_extents.is_some() {
             return;
         }
@@ -197,6 +202,17 @@ impl Engine {
             }
         }
         self.volumes[index].peer_extents = Some(range);
+        self.attention = true;
+    }
+
+    /// The write for which activity log references have been taken will not come: they are given back.
+    pub(crate) fn uncover_peer_write(&mut self, index: usize) {
+        let Some(range) = self.volumes[index].peer_extents.take() else { return };
+        if let (Some(extents), Some(disk)) = (range.extents(), &mut self.volumes[index].disk) {
+            for extent in extents.map(Extent) {
+                disk.log.put(extent);
+            }
+        }
         self.attention = true;
     }
 
