@@ -63,10 +63,13 @@ impl Engine {
                         }
                     }
                     request.extents_held += 1;
-                    progress = true;
                 }
             }
             if busy {
+                // All or nothing: an extent held here would keep a resync out, whose lock this write waits for.
+                for extent in extents.take(std::mem::take(&mut request.extents_held) as usize).map(Extent) {
+                    disk.log.put(extent);
+                }
                 disk.submit.push_back(key);
             } else if pending {
                 // A slot that is changing does not cover before the transaction is durable.
@@ -150,8 +153,10 @@ impl Engine {
         volume.counters.al_writes += 1;
         let position = udrbd_units::Sector(disk.layout.al_start().0 + u64::from(disk.transaction_block) * 8);
         let flush = disk.options.metadata_flushes;
-        // The preflush makes the pages durable that were written since the last flush, by whomever.
-        let preflush = flush && disk.bitmap_io.take_unflushed();
+        // The preflush makes the pages durable that were written since the last flush, by whomever; and the data of an
+        // extent that leaves, which may still be in the cache of the disk (io spec I1).
+        let evicts = disk.log.evicted_extents().next().is_some();
+        let preflush = flush && (disk.bitmap_io.take_unflushed() || evicts);
         self.out.push(Action::WriteMetadata { token, volume: number, position, block, preflush, fua: flush });
     }
 
@@ -160,9 +165,11 @@ impl Engine {
         disk.bitmap_io.page_was_written();
         if page_failed {
             disk.bitmap.mark_page_unwritten(page);
+            self.distrust_bitmap(index);
         } else {
             disk.bitmap.page_written(page);
         }
+        let Some(disk) = &mut self.volumes[index].disk else { return };
         if let TransactionStep::Pages { outstanding, failed, .. } = &mut disk.transaction {
             *outstanding -= 1;
             *failed |= page_failed;
