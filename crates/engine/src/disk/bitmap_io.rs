@@ -37,6 +37,8 @@ pub(crate) struct BitmapIo {
     superblock_after: Option<u64>,
     /// Pages have been written since the last flush.
     unflushed: bool,
+    /// A page could not be written.
+    incomplete: bool,
 }
 
 impl BitmapIo {
@@ -119,6 +121,8 @@ impl Engine {
         let io = &mut disk.bitmap_io;
         if let Some(pass) = io.pass
             && pass.outstanding == 0
+            // A page an activity log transaction has given out is not on disk before that write ends.
+            && disk.bitmap.writes_in_flight() == 0
             && disk.bitmap.next_changed_page(pass.next).is_none()
         {
             io.finished = pass.number;
@@ -167,9 +171,11 @@ impl Engine {
         disk.bitmap_io.unflushed = true;
         if failed {
             disk.bitmap.mark_page_unwritten(page);
+            self.distrust_bitmap(index);
         } else {
             disk.bitmap.page_written(page);
         }
+        let Some(disk) = &mut self.volumes[index].disk else { return };
         if let Some(pass) = &mut disk.bitmap_io.pass {
             pass.outstanding -= 1;
         }
@@ -179,6 +185,15 @@ impl Engine {
         self.transaction_may_go_on(index);
     }
 
+    /// A page could not be written: bits may be missing on disk, so the superblock says that every block is out of sync
+    /// until the disk is attached again.
+    pub(super) fn distrust_bitmap(&mut self, index: usize) {
+        let Some(disk) = &mut self.volumes[index].disk else { return };
+        disk.bitmap_io.incomplete = true;
+        disk.superblock.flags.set(Flags::FULL_SYNC, true);
+        self.touch_superblock(index);
+    }
+
     fn step_full_sync(&mut self, index: usize) -> bool {
         let Some(disk) = &self.volumes[index].disk else { return false };
         let next = match disk.bitmap_io.full_sync {
@@ -186,6 +201,14 @@ impl Engine {
                 FullSync::Pages(self.write_changed_pages(index))
             }
             Some(FullSync::Pages(pass)) if disk.bitmap_io.is_finished(pass) => {
+                if disk.bitmap_io.incomplete {
+                    // The flag stays; the disk is on its way out.
+                    if let Some(disk) = &mut self.volumes[index].disk {
+                        disk.bitmap_io.full_sync = None;
+                    }
+                    self.attention = true;
+                    return true;
+                }
                 if let Some(disk) = &mut self.volumes[index].disk {
                     disk.superblock.flags.set(Flags::FULL_SYNC, false);
                 }
