@@ -249,6 +249,7 @@ impl Engine {
         {
             self.connection.lost_log_pending = false;
             self.transfer_log_connection_lost();
+            self.complete_held();
             progress = true;
         }
         progress | self.run_inbox()

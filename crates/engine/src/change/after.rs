@@ -235,8 +235,8 @@ impl Engine {
             }
         }
         self.set_suspension(Suspension { fencing: false, ..self.suspension });
+        // What is held completes when the new generation is on disk (io spec I13).
         self.connection.lost_log_pending = true;
-        self.complete_held();
         self.state_changed();
     }
 }

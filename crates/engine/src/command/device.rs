@@ -204,7 +204,9 @@ impl Engine {
         if self.volume_states().any(|state| state.disk <= DiskState::Failed) {
             self.transfer_log_fail_frozen();
         }
-        self.complete_held();
+        if !self.connection.lost_log_pending {
+            self.complete_held();
+        }
         self.state_changed();
         self.reply(id, Ok(()));
     }

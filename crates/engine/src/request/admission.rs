@@ -53,6 +53,7 @@ impl Engine {
         !self.suspension.any()
             && volume.quiesce == 0
             && volume.current_due.is_none()
+            && !self.connection.lost_log_pending
             && self.state_is_stable(index)
             && volume.admitted <= limit
             && !volume.exchange.demands_silence()
