@@ -94,6 +94,9 @@ impl Engine {
 
     /// The peer could not read (P_NEG_DREPLY), or is gone: the read starts over.
     pub(crate) fn remote_read_failed(&mut self, key: Key) {
+        if !self.connection.remote_reads.contains(&key) {
+            return;
+        }
         let Some(request) = self.requests.get_mut(key) else { return };
         request.net = Net::Failed;
         let index = request.volume;

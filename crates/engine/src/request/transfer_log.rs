@@ -111,8 +111,9 @@ impl Engine {
         for key in self.log.iter().skip(first) {
             match self.requests.get(*key) {
                 Some(request) if request.epoch != epoch => break,
-                Some(_) => members.push(*key),
-                None => {}
+                // Another volume of this connection may not replicate: its writes were never sent.
+                Some(request) if request.barrier_expected => members.push(*key),
+                _ => {}
             }
         }
         let expected = members.len() as u32;
@@ -163,18 +164,20 @@ impl Engine {
             let Some(request) = self.requests.get_mut(key) else { continue };
             request.held = false;
             match request.net {
-                Net::Ok => {
+                // A write the peer has refused is not sent again; its bits are set.
+                Net::Ok | Net::Failed => {
                     request.net_done = true;
                     self.settle(key);
                 }
                 Net::Pending => self.resend_write(key),
-                Net::None | Net::Failed => self.settle(key),
+                Net::None => self.settle(key),
             }
         }
         for key in self.connection.remote_reads.clone() {
             if let Some(request) = self.requests.get(key) {
-                let (index, range, epoch) = (request.volume, request.range, request.epoch);
-                self.flush_barrier(epoch);
+                let (index, range) = (request.volume, request.range);
+                // Behind every write that was sent again: the epoch never goes back.
+                self.flush_barrier(self.connection.epoch);
                 self.send_data_request(index, key, range);
             }
         }
@@ -233,9 +236,10 @@ impl Engine {
                 continue;
             }
             request.held = false;
-            request.extents_held = 0;
             let index = request.volume;
             if request.net == Net::None && self.volumes[index].has_disk() {
+                // Nothing is held of a disk that has gone; another volume's still is there.
+                self.release_extents(key);
                 // Nothing of it has happened: it starts over with fresh activity log coverage.
                 self.connection.epoch_writes = self.connection.epoch_writes.saturating_sub(1);
                 self.log.retain(|other| *other != key);

@@ -266,7 +266,7 @@ impl Engine {
         let volume = &self.volumes[index];
         let target =
             matches!(volume.state.connection, ConnectionState::SyncTarget | ConnectionState::PausedSyncT);
-        let quiet = volume.resync.pending == 0 && volume.sync_writes.is_empty();
+        let quiet = volume.resync.asked.is_empty() && volume.sync_writes.is_empty();
         if target
             && quiet
             && volume.resync.running
