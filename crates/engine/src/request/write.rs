@@ -53,6 +53,11 @@ impl Engine {
             self.readmit(key);
             return;
         }
+        if !self.is_covered_here(key) {
+            // The disk whose activity log covered it has gone, and another come.
+            self.activate_write(key);
+            return;
+        }
         self.stamp(key);
         let state = self.volumes[index].state;
         let local = self.volumes[index].has_disk();
@@ -72,6 +77,13 @@ impl Engine {
             self.write_locally(key);
         }
         self.settle(key);
+    }
+
+    /// Whether a write holds all the extents that it needs of the disk there is now (io spec I1).
+    fn is_covered_here(&self, key: Key) -> bool {
+        let request = &self.requests[key];
+        let needed = request.range.extents().map_or(0, |extents| extents.end() - extents.start() + 1);
+        !self.volumes[request.volume].has_disk() || request.extents_held == needed
     }
 
     /// Puts a write into the current epoch and on the transfer log.
