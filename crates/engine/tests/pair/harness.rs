@@ -29,9 +29,17 @@ pub(crate) struct Node {
     pub(crate) failing: bool,
     /// Writes of metadata fail.
     pub(crate) failing_metadata: bool,
+    /// Writes of metadata that touch these sectors fail.
+    pub(crate) bad_metadata: std::ops::Range<u64>,
+    /// Where metadata were written, and whether with a flush before.
+    pub(crate) metadata_writes: Vec<(u64, bool)>,
     /// Actions on data are kept instead of done.
     pub(crate) stuck: bool,
+    /// Writes of metadata are kept instead of done.
+    pub(crate) stuck_metadata: bool,
     kept: Vec<Action>,
+    /// Buffers of which the engine owns a reference.
+    owned: HashSet<u32>,
     buffers: HashMap<u32, Vec<u8>>,
     reads_into: HashMap<u64, u32>,
     next: u64,
@@ -68,8 +76,12 @@ impl Node {
             exits: HashMap::new(),
             failing: false,
             failing_metadata: false,
+            bad_metadata: 0..0,
+            metadata_writes: Vec::new(),
             stuck: false,
+            stuck_metadata: false,
             kept: Vec::new(),
+            owned: HashSet::new(),
             buffers: HashMap::new(),
             reads_into: HashMap::new(),
             next: 1,
@@ -201,6 +213,7 @@ impl Pair {
         self.nodes[node].engine = None;
         self.nodes[node].listening = false;
         self.nodes[node].kept.clear();
+        self.nodes[node].owned.clear();
         self.events.retain(|(owner, _)| *owner != node);
         let sockets: Vec<_> = self.wires.keys().filter(|(owner, _)| *owner == node).copied().collect();
         for socket in sockets {
@@ -393,6 +406,14 @@ impl Pair {
     }
 
     fn feed(&mut self, node: usize, event: Event) {
+        let taken = match &event {
+            Event::Request(request) => request.buffer,
+            Event::Packet { payload, .. } => *payload,
+            _ => None,
+        };
+        if self.nodes[node].engine.is_some() {
+            self.nodes[node].owned.extend(taken.map(|buffer| buffer.0));
+        }
         let Some(engine) = &mut self.nodes[node].engine else { return };
         let mut actions = Vec::new();
         engine.handle(self.now, event, &mut actions);
@@ -436,6 +457,7 @@ impl Pair {
     /// What was kept while the disk was stuck happens now.
     pub(crate) fn unstick(&mut self, node: usize) {
         self.nodes[node].stuck = false;
+        self.nodes[node].stuck_metadata = false;
         for action in std::mem::take(&mut self.nodes[node].kept) {
             self.act(node, action);
         }
@@ -446,7 +468,8 @@ impl Pair {
             action,
             Action::Read { .. } | Action::Write { .. } | Action::Flush { .. } | Action::Discard { .. }
         );
-        if data && self.nodes[node].stuck {
+        let metadata = matches!(action, Action::WriteMetadata { .. });
+        if (data && self.nodes[node].stuck) || (metadata && self.nodes[node].stuck_metadata) {
             self.nodes[node].kept.push(action);
             return;
         }
@@ -461,7 +484,11 @@ impl Pair {
                         self.nodes[node].buffers.insert(buffer.0, bytes);
                         buffer
                     }
-                    None => self.new_buffer(node, bytes),
+                    None => {
+                        let buffer = self.new_buffer(node, bytes);
+                        self.nodes[node].owned.insert(buffer.0);
+                        buffer
+                    }
                 };
                 let event = Event::ReadDone { token, buffer: Some(buffer), digest, zeroes, result: outcome };
                 self.events.push_back((node, event));
@@ -485,8 +512,10 @@ impl Pair {
                 let bytes = self.nodes[node].load(position.0, bytes as usize);
                 self.events.push_back((node, Event::MetadataRead { token, result: Ok(bytes) }));
             }
-            Action::WriteMetadata { token, position, block, .. } => {
-                let failing = self.nodes[node].failing_metadata;
+            Action::WriteMetadata { token, position, block, preflush, .. } => {
+                self.nodes[node].metadata_writes.push((position.0, preflush));
+                let bad = self.nodes[node].bad_metadata.contains(&position.0);
+                let failing = self.nodes[node].failing_metadata || bad;
                 let result = if failing { Err(IoError { errno: 5 }) } else { Ok(()) };
                 if result.is_ok() {
                     self.nodes[node].store(position.0, &block[..]);
@@ -505,12 +534,15 @@ impl Pair {
                 }
             }
             Action::Complete { request, result, data } => {
+                if let Some(buffer) = data {
+                    self.give_back(node, buffer);
+                }
                 let own = self.nodes[node].reads_into.remove(&request.0);
                 let buffer = data.map(|buffer| buffer.0).or(own);
                 let bytes = buffer.and_then(|buffer| self.nodes[node].buffers.get(&buffer).cloned());
                 self.nodes[node].completions.insert(request.0, (result, bytes.unwrap_or_default()));
             }
-            Action::Release(_) => {}
+            Action::Release(buffer) => self.give_back(node, buffer),
             Action::Reply { command, result } => {
                 self.nodes[node].replies.insert(command.0, result);
             }
@@ -522,6 +554,22 @@ impl Pair {
             Action::Report(Report::Log { text, .. }) => self.nodes[node].log.push(text),
             Action::Report(_) => {}
         }
+    }
+
+    /// The engine needs a buffer no more, of which it had a reference.
+    fn give_back(&mut self, node: usize, buffer: Buffer) {
+        let owned = self.nodes[node].owned.remove(&buffer.0);
+        assert!(owned, "{buffer:?} is released by node {node}, which does not own it");
+    }
+
+    /// How many buffers a node's engine has not given back.
+    pub(crate) fn buffers_owned(&self, node: usize) -> usize {
+        self.nodes[node].owned.len()
+    }
+
+    /// How many actions are kept.
+    pub(crate) fn kept(&self, node: usize) -> usize {
+        self.nodes[node].kept.len()
     }
 
     fn dial(&mut self, node: usize, socket: SocketId) {
