@@ -49,6 +49,8 @@ enum Step {
     },
     /// Pages changed by the activity log or a new size.
     Pages,
+    /// The superblock says that the activity log does not count: this version.
+    Retire(u64),
     /// The activity log is written empty.
     Ring {
         next: u32,
@@ -146,8 +148,12 @@ impl Engine {
             self.volumes[index].attaching = Some(attaching);
             return false;
         }
-        let outcome = if attaching.failed.is_some() && attaching.outstanding == 0 {
+        // A detach, or a failure of the disk on the way, ends it once nothing of it is in flight.
+        let given_up = self.volumes[index].state.disk == DiskState::Failed;
+        let outcome = if (attaching.failed.is_some() || given_up) && attaching.outstanding == 0 {
             Err(Failure::configuration(code::IO_MD_DISK))
+        } else if given_up {
+            Ok(Progress::Waiting)
         } else {
             self.next_step(index, &mut attaching)
         };
@@ -167,8 +173,10 @@ impl Engine {
             }
             Err(failure) => {
                 self.volumes[index].quiesce -= 1;
-                self.volumes[index].disk = None;
-                self.force_state(index, StateRequest::disk(DiskState::Diskless));
+                if !given_up {
+                    self.volumes[index].disk = None;
+                    self.force_state(index, StateRequest::disk(DiskState::Diskless));
+                }
                 self.reply(attaching.command, Err(failure));
                 true
             }
@@ -194,6 +202,13 @@ impl Engine {
             }
             Step::Bitmap { .. } => return self.read_bitmap(index, attaching),
             Step::Pages => return self.write_attached_pages(index, attaching),
+            Step::Retire(version) => {
+                let version = *version;
+                if !self.superblock_is_durable(index, version) {
+                    return Ok(Progress::Waiting);
+                }
+                attaching.step = Step::Ring { next: 0 };
+            }
             Step::Ring { .. } => return self.write_ring(index, attaching),
             Step::Publish => return self.publish_disk(index, attaching),
             Step::Durable(version) => {
@@ -502,11 +517,23 @@ impl Engine {
                 if let Some(disk) = &mut self.volumes[index].disk {
                     disk.detach_pages = None;
                 }
-                attaching.step = if attaching.ring { Step::Ring { next: 0 } } else { Step::Publish };
+                attaching.step = if attaching.ring { self.retire_log(index) } else { Step::Publish };
                 Progress::Stepped
             }
             Some(_) => Progress::Waiting,
         }
+    }
+
+    /// What the activity log covered is in the bitmap on disk: the superblock says that the log no longer counts, for a
+    /// crash may leave nothing readable of a ring that is being written anew.
+    fn retire_log(&mut self, index: usize) -> Step {
+        let Some(disk) = &mut self.volumes[index].disk else { return Step::Publish };
+        if !disk.superblock.flags.contains(Flags::PRIMARY_IND) {
+            return Step::Ring { next: 0 };
+        }
+        disk.superblock.flags.set(Flags::PRIMARY_IND, false);
+        disk.superblock.flags.set(Flags::CRASHED_PRIMARY, true);
+        Step::Retire(self.touch_superblock(index))
     }
 
     /// Writes the activity log empty: pages first, by the flush in front of each block (metadata spec 8.11).

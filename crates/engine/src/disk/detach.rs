@@ -14,6 +14,15 @@ impl Engine {
         if self.volumes[index].state.disk != DiskState::Failed {
             return false;
         }
+        if self.volumes[index].attaching.is_some() {
+            return false;
+        }
+        if self.volumes[index].disk.is_none() {
+            // The attach had not come far enough for there to be one.
+            self.force_state(index, StateRequest::disk(DiskState::Diskless));
+            self.drop_disk(index);
+            return true;
+        }
         let Some(disk) = &mut self.volumes[index].disk else { return false };
         let quiet = disk.operations == 0 && disk.transaction == TransactionStep::Idle;
         let Some(pass) = disk.detach_pages else {
