@@ -14,8 +14,9 @@ use crate::node::{Purpose, Resolution};
 use crate::plan::{Operation, SECOND};
 use crate::world::{CONVERGENCE, Due, Restore, World};
 
-/// What an attach may be refused with at times: the disk is there already, or holds other data than the clients saw.
-const ATTACH_REFUSALS: [u32; 2] = [124, 150];
+/// What an attach may be refused with at times: it was given up, the disk is there already, or holds other data than the
+/// clients saw.
+const ATTACH_REFUSALS: [u32; 3] = [118, 124, 150];
 
 impl World {
     /// Starts the daemon of a node that has power.

@@ -11,6 +11,9 @@ use udrbd_simulator::{Coverage, Plan, run};
 
 use crate::{Arguments, shrink};
 
+/// What is said of an engine that panics, in the place of a rule.
+const PANICS: &str = "the engine panics";
+
 thread_local! {
     /// The seed this thread plays.
     static PLAYING: Cell<Option<u64>> = const { Cell::new(None) };
@@ -46,7 +49,7 @@ pub(crate) fn single(seed: u64, arguments: &Arguments) -> ExitCode {
     let Some(plan) = plan(seed, arguments) else { return ExitCode::from(2) };
     if arguments.terse {
         std::panic::set_hook(Box::new(|info| {
-            println!("the engine panics: {info}");
+            println!("{PANICS}: {info}");
             std::process::exit(1);
         }));
     }
@@ -83,8 +86,8 @@ pub(crate) fn many(first: u64, seeds: u64, arguments: &Arguments) -> ExitCode {
         }
         match PLAYING.get() {
             Some(seed) => {
-                println!("seed {seed}: the engine panics: {info}");
-                shrink::tell(seed, arguments);
+                println!("seed {seed}: {PANICS}: {info}");
+                shrink::tell(seed, PANICS, arguments);
                 println!("found after {} seeds", seed - first + 1);
             }
             None => println!("the simulator panics: {info}"),
@@ -114,12 +117,13 @@ pub(crate) fn many(first: u64, seeds: u64, arguments: &Arguments) -> ExitCode {
     for (seed, text) in &found.violations {
         println!("seed {seed}: {text}");
     }
-    let Some((seed, _)) = found.violations.first() else {
+    let Some((seed, text)) = found.violations.first() else {
         println!("no violation");
         return ExitCode::SUCCESS;
     };
     if !arguments.go_on {
-        shrink::tell(*seed, arguments);
+        let rule = text.split(':').next().unwrap_or(text);
+        shrink::tell(*seed, rule, arguments);
     }
     println!("found after {} seeds", seed - first + 1);
     ExitCode::FAILURE

@@ -115,14 +115,20 @@ impl World {
                 (write, issued) = self.checker.issue_write(range, true);
             }
         }
+        let mirrored_since = self.mirrored_since(node);
         let own = &mut self.nodes[node];
-        let mirrored_since = own.mirroring.then_some(own.interruptions);
         let stored_since = own.storing.then_some(own.disk_losses);
         own.requests.insert(
             id,
             ClientRequest { operation, range, write, issued, buffer, mirrored_since, stored_since, expected },
         );
         self.feed(node, Event::Request(Request { id, volume: VOLUME, operation, range, buffer }));
+    }
+
+    /// Since when a node's writes go to the peer, whose power and daemon have been on as long; `None`: they do not.
+    fn mirrored_since(&self, node: NodeId) -> Option<(u64, u32)> {
+        let own = &self.nodes[node];
+        own.mirroring.then_some((own.interruptions, self.nodes[1 - node].life))
     }
 
     /// Whose disk a node's clients read.
@@ -191,7 +197,8 @@ impl World {
             self.fail("a completed write is on a disk", name);
             return;
         }
-        let mirrored = request.mirrored_since == Some(self.nodes[node].interruptions);
+        let mirrored =
+            request.mirrored_since.is_some() && request.mirrored_since == self.mirrored_since(node);
         if mirrored && !on[1 - node] {
             self.fail("a completed write is on both disks", format!("{name} is not on the peer's"));
             return;

@@ -61,7 +61,7 @@ pub(crate) struct ClientRequest {
     pub(crate) issued: u64,
     pub(crate) buffer: Option<Buffer>,
     /// The count of interruptions of the mirroring when it was issued; `None`: it was interrupted then.
-    pub(crate) mirrored_since: Option<u64>,
+    pub(crate) mirrored_since: Option<(u64, u32)>,
     /// The same for the own disk.
     pub(crate) stored_since: Option<u64>,
     /// What a read might have found when it was issued.

@@ -32,14 +32,18 @@ fn words(seed: u64, kept: &[usize]) -> Vec<String> {
     words
 }
 
-fn breaks(seed: u64, kept: &[usize], arguments: &Arguments) -> bool {
+/// Whether the seed breaks this rule also with these steps only.
+fn breaks(seed: u64, kept: &[usize], rule: &str, arguments: &Arguments) -> bool {
     let mut words = words(seed, kept);
     words.push("--terse".to_owned());
-    !kept.is_empty() && own(arguments, &words).is_some_and(|output| !output.status.success())
+    let broken = |output: Output| {
+        !output.status.success() && String::from_utf8_lossy(&output.stdout).starts_with(rule)
+    };
+    !kept.is_empty() && own(arguments, &words).is_some_and(broken)
 }
 
 /// Tells the shortest plan found for a seed, and how its run ends.
-pub(crate) fn tell(seed: u64, arguments: &Arguments) {
+pub(crate) fn tell(seed: u64, rule: &str, arguments: &Arguments) {
     let plan = Plan::new(seed);
     let mut kept: Vec<usize> = (0..plan.steps.len()).collect();
     let mut attempts = 0;
@@ -51,7 +55,7 @@ pub(crate) fn tell(seed: u64, arguments: &Arguments) {
             let mut fewer = kept.clone();
             fewer.drain(from..(from + size).min(kept.len()));
             attempts += 1;
-            if breaks(seed, &fewer, arguments) {
+            if breaks(seed, &fewer, rule, arguments) {
                 kept = fewer;
                 shorter = true;
             } else {
