@@ -5,7 +5,7 @@ use udrbd_units::{ConnectionState, DiskState, Role};
 use super::{Running, code};
 use crate::Engine;
 use crate::change::{DeviceRequest, Verbosity, is_paused};
-use crate::interface::{CommandId, DiskOptions, Failure, Level};
+use crate::interface::{CommandId, Failure, Level};
 use crate::state::{StateChangeResult as Code, StateRequest};
 use crate::volume::uuid_flag;
 
@@ -42,6 +42,11 @@ impl DeviceCommand {
         then: Then,
     ) -> Self {
         Self { id, index, request: Some(DeviceRequest::new(index, request, verbosity)), then }
+    }
+
+    /// The change has been made; what follows it is awaited.
+    pub(super) const fn after(id: CommandId, index: usize, then: Then) -> Self {
+        Self { id, index, request: None, then }
     }
 }
 
@@ -82,39 +87,6 @@ impl Engine {
             return;
         }
         self.request_device(id, index, StateRequest::disk(DiskState::Failed), Then::Detached);
-    }
-
-    /// `disk-options`.
-    pub(super) fn disk_options(&mut self, id: CommandId, index: usize, options: DiskOptions) {
-        let Some(disk) = &mut self.volumes[index].disk else {
-            self.reply(id, Err(Failure::configuration(code::NO_DISK_CONFIG)));
-            return;
-        };
-        let slots = u32::from(disk.layout.striping.al_extents(options.al_extents));
-        let switched = disk.options.al_updates != options.al_updates;
-        if (slots != u32::from(disk.log.slots()) || switched) && disk.log.resize(slots).is_err() {
-            let failure = Failure::Configuration {
-                code: 122,
-                info: vec!["Try again without changing current al-extents setting".to_owned()],
-            };
-            self.reply(id, Err(failure));
-            return;
-        }
-        disk.superblock.al_nr_extents = slots;
-        disk.superblock.flags.set(udrbd_metadata::Flags::AL_DISABLED, !options.al_updates);
-        disk.options = options;
-        let version = self.touch_superblock(index);
-        self.write_ordering_may_change();
-        if self.connection.is_established() {
-            self.send_sync_parameters(index);
-        }
-        self.state_changed();
-        self.commands.push(Running::Device(DeviceCommand {
-            id,
-            index,
-            request: None,
-            then: Then::Durable(version),
-        }));
     }
 
     /// `invalidate`: the data of this node are to be replaced by the peer's.

@@ -3,6 +3,7 @@
 mod connect;
 mod device;
 mod down;
+mod options;
 mod promote;
 
 use udrbd_units::{ConnectionState, DiskState, Role};
@@ -10,6 +11,7 @@ use udrbd_units::{ConnectionState, DiskState, Role};
 pub(crate) use connect::Disconnecting;
 pub(crate) use device::{DeviceCommand, Then};
 pub(crate) use down::GoingDown;
+pub(crate) use options::ChangingOptions;
 pub(crate) use promote::{Demotion, Promotion};
 
 use crate::Engine;
@@ -37,6 +39,8 @@ pub(crate) mod code {
 pub(crate) enum Running {
     /// A change of one volume's state, and perhaps something after it.
     Device(DeviceCommand),
+    /// `disk-options`, with another activity log.
+    Options(ChangingOptions),
     /// `primary`.
     Promotion(Promotion),
     /// `secondary`.
@@ -151,6 +155,7 @@ impl Engine {
         for mut running in std::mem::take(&mut self.commands) {
             let over = match &mut running {
                 Running::Device(command) => self.run_device(command),
+                Running::Options(changing) => self.run_options(changing),
                 Running::Promotion(promotion) => self.run_promotion(promotion),
                 Running::Demotion(demotion) => self.run_demotion(demotion),
                 Running::Disconnecting(disconnecting) => self.run_disconnecting(disconnecting),

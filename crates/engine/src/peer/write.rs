@@ -186,7 +186,8 @@ impl Engine {
         {
             self.uncover_peer_write(index);
         }
-        if !self.stores_alone(index) || self.volumes[index].peer_extents.is_some() {
+        let covered = self.volumes[index].peer_extents.is_some();
+        if !self.stores_alone(index) || covered || self.volumes[index].quiesce > 0 {
             return;
         }
         self.volumes[index].set_out_of_sync(range);
@@ -260,7 +261,9 @@ impl Engine {
         } else if self.connection.losing.is_none() {
             self.peer_write_completed(epoch);
         }
-        let waits = !self.connection.inbox.is_empty() || self.connection.losing.is_some();
+        let waits = !self.connection.inbox.is_empty()
+            || self.connection.losing.is_some()
+            || self.volumes[index].quiesce > 0;
         self.attention |= waits;
     }
 

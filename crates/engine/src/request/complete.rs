@@ -116,7 +116,9 @@ impl Engine {
         for extent in extents.take(held as usize) {
             idle |= disk.log.put(udrbd_units::Extent(extent));
         }
-        if idle && (!disk.submit.is_empty() || self.volumes[index].resync.waits_for_extents()) {
+        let volume = &self.volumes[index];
+        let awaited = volume.quiesce > 0 || volume.resync.waits_for_extents();
+        if idle && (awaited || volume.disk.as_ref().is_some_and(|disk| !disk.submit.is_empty())) {
             self.attention = true;
         }
     }
