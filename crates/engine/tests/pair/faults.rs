@@ -1,0 +1,214 @@
+//! Disks and links that fail half-way, and what must still be so afterwards.
+
+use udrbd_engine::interface::{Command, DiskOptions, Event, Operation};
+use udrbd_metadata::{Flags, Layout, Placement, Striping};
+use udrbd_units::{ConnectionState, DiskState, Sector, VolumeNumber};
+use udrbd_wire as wire;
+use wire::{BlockAck, BlockId, Packet, SequenceNumber};
+
+use crate::harness::{Pair, VOLUME};
+use crate::{both, fast, promote, synced};
+
+const WRITE: Operation = Operation::Write { fua: false, preflush: false };
+/// Sectors of an extent of the activity log.
+const EXTENT: u64 = 8192;
+
+fn layout(pair: &Pair) -> Layout {
+    Layout::new(Placement::Internal, Sector(pair.sectors), Striping::DEFAULT).unwrap()
+}
+
+/// Node 0 Primary on its own disk alone, everything in sync before.
+fn alone() -> Pair {
+    let mut pair = synced();
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    pair.command(0, Command::Disconnect { force: false }).unwrap();
+    pair
+}
+
+fn options(pair: &mut Pair, node: usize, options: DiskOptions) {
+    pair.command(node, Command::DiskOptions { volume: VOLUME, options: Box::new(options) }).unwrap();
+}
+
+fn meta_packet(pair: &mut Pair, node: usize, packet: Packet) {
+    let socket = pair.socket(node, false).unwrap();
+    let event = Event::Packet {
+        socket,
+        volume: VolumeNumber(0),
+        packet,
+        payload: None,
+        payload_bytes: 0,
+        bytes: Vec::new(),
+        digest: None,
+        intact: true,
+    };
+    pair.inject(node, event);
+}
+
+/// A write of node 0 is acknowledged, if the last thing it was told has not cost the connection.
+fn meta_packet_if_connected(pair: &mut Pair, ack: BlockAck) {
+    if pair.socket(0, false).is_some() {
+        meta_packet(pair, 0, Packet::WriteAck(ack));
+    }
+}
+
+fn ack(block_id: BlockId, sector: u64) -> BlockAck {
+    BlockAck { sector: Sector(sector), block_id, size: 4096, sequence: SequenceNumber(1) }
+}
+
+/// The block id of the last write a node has sent.
+fn last_write(pair: &Pair) -> BlockId {
+    let data = pair.packets.iter().rev().find_map(|(_, packet)| match packet {
+        Packet::Data(write) => Some(write.block_id),
+        _ => None,
+    });
+    data.unwrap()
+}
+
+#[test]
+fn new_slots_for_the_activity_log_lose_no_bit() {
+    for (changed, last) in [
+        (DiskOptions { al_extents: 67, ..fast() }, fast()),
+        (DiskOptions { al_updates: false, ..fast() }, fast()),
+    ] {
+        let mut pair = alone();
+        pair.write(0, EXTENT, 1, 4096).unwrap();
+        options(&mut pair, 0, changed.clone());
+        if !changed.al_updates {
+            options(&mut pair, 0, last);
+        }
+        // Another extent goes into the new slots: the log on disk says nothing of the first.
+        pair.write(0, 2 * EXTENT, 2, 4096).unwrap();
+        pair.kill(0);
+        pair.start(0, fast());
+        let out = pair.nodes[0].status().counters.out_of_sync_sectors;
+        assert!(out > EXTENT, "the write before the change is forgotten: {out}\n{}", pair.describe());
+    }
+}
+
+#[test]
+fn options_wait_for_writes_that_hold_extents_and_keep_others_out() {
+    let mut pair = alone();
+    pair.nodes[0].stuck = true;
+    let first = pair.submit(0, WRITE, 0, &[1; 4096], 4096);
+    pair.settle();
+    let changed = Box::new(DiskOptions { al_extents: 67, ..fast() });
+    assert!(pair.try_command(0, Command::DiskOptions { volume: VOLUME, options: changed }).is_none());
+    let second = pair.submit(0, WRITE, 2 * EXTENT, &[2; 4096], 4096);
+    pair.settle();
+    pair.unstick(0);
+    pair.settle();
+    for id in [first, second] {
+        assert!(pair.nodes[0].completions[&id].0.is_ok());
+    }
+}
+
+#[test]
+fn an_extent_leaves_the_log_only_with_its_data_flushed() {
+    let mut pair = Pair::with_sectors(80 * EXTENT + 2048);
+    for node in 0..2 {
+        options(&mut pair, node, DiskOptions { al_extents: 67, ..fast() });
+    }
+    pair.connect(&udrbd_engine::interface::NetOptions::default());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
+    promote(&mut pair, 0, true);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    for extent in 0..67 {
+        pair.write(0, extent * EXTENT, 1, 512).unwrap();
+    }
+    pair.settle();
+    pair.nodes[0].metadata_writes.clear();
+    for extent in 67..70 {
+        pair.write(0, extent * EXTENT, 1, 512).unwrap();
+    }
+    let start = layout(&pair).al_start().0;
+    let log: Vec<bool> = pair.nodes[0]
+        .metadata_writes
+        .iter()
+        .filter(|(sector, _)| (start..start + 64).contains(sector))
+        .map(|(_, flushed)| *flushed)
+        .collect();
+    assert_eq!(log, [true; 3]);
+}
+
+#[test]
+fn a_page_that_cannot_be_written_leaves_the_full_sync_marked() {
+    let mut pair = synced();
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    let page = layout(&pair).bitmap_page(0).0;
+    pair.nodes[1].bad_metadata = page..page + 8;
+    pair.try_command(1, Command::Invalidate { volume: VOLUME });
+    pair.until(|pair| pair.nodes[1].status().disk == DiskState::Diskless);
+    assert!(pair.nodes[1].superblock(pair.sectors).flags.contains(Flags::FULL_SYNC));
+}
+
+#[test]
+fn a_link_lost_while_the_activity_log_is_written_for_the_peer_blocks_nothing() {
+    let mut pair = synced();
+    pair.command(0, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    pair.until(|pair| pair.nodes[0].status().disk == DiskState::Diskless);
+    pair.nodes[1].stuck_metadata = true;
+    let first = pair.submit(0, WRITE, EXTENT, &[1; 4096], 4096);
+    pair.settle();
+    assert!(pair.kept(1) > 0 && !pair.nodes[0].completions.contains_key(&first));
+    pair.break_wires();
+    pair.settle();
+    pair.unstick(1);
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&first));
+    pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::Connected);
+    let second = pair.submit(0, WRITE, 3 * EXTENT, &[2; 4096], 4096);
+    pair.settle();
+    assert!(pair.nodes[0].completions[&second].0.is_ok(), "{}", pair.describe());
+    assert_eq!(pair.nodes[1].load(3 * EXTENT, 4096), [2; 4096]);
+    assert_eq!(pair.buffers_owned(1), 0);
+}
+
+#[test]
+fn answers_to_another_kind_of_request_change_nothing() {
+    let mut pair = synced();
+    pair.nodes[0].stuck = true;
+    pair.nodes[1].stuck = true;
+    let write = pair.submit(0, WRITE, 0, &[1; 4096], 4096);
+    pair.settle();
+    let id = last_write(&pair);
+    meta_packet(&mut pair, 0, Packet::NegativeDataReply(ack(id, 0)));
+    assert_eq!(pair.nodes[0].status().counters.peer_pending, 1);
+    let read = pair.submit(0, Operation::Read, 800, &[], 4096);
+    pair.settle();
+    // Keys count up; the read's is one of those near the write's.
+    for near in 0..8 {
+        let id = BlockId((id.0 & !0xff_ffff) + near);
+        meta_packet_if_connected(&mut pair, ack(id, 800));
+    }
+    assert!(!pair.nodes[0].completions.contains_key(&read), "a read completed without data");
+    pair.unstick(0);
+    pair.unstick(1);
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&read));
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&write));
+}
+
+#[test]
+fn no_timer_fires_for_ever_when_a_resync_is_given_up_or_goes_on() {
+    let mut pair = synced();
+    let slow = DiskOptions { c_plan_ahead: 0, resync_rate_kib: 250, ..DiskOptions::default() };
+    for node in 0..2 {
+        options(&mut pair, node, slow.clone());
+    }
+    pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::SyncTarget);
+    for node in 0..2 {
+        pair.command(node, Command::PauseSync { volume: VOLUME }).unwrap();
+        pair.pass(1);
+        pair.command(node, Command::ResumeSync { volume: VOLUME }).unwrap();
+        pair.pass(1);
+    }
+    assert_eq!(pair.nodes[1].status().connection, ConnectionState::SyncTarget);
+    pair.nodes[1].failing = true;
+    pair.until(|pair| pair.nodes[1].status().disk == DiskState::Diskless);
+    pair.pass(5);
+    assert_eq!(pair.nodes[0].status().connection, ConnectionState::Connected);
+    pair.nodes[1].failing = false;
+    pair.attach(1, fast()).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.differences().is_empty());
+    assert_eq!((pair.buffers_owned(0), pair.buffers_owned(1)), (0, 0));
+}
