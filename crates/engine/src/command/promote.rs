@@ -278,7 +278,11 @@ impl Engine {
             // completes a write starts no generation of its own, and its activity log does not count after a crash.
             let volume = &self.volumes[index];
             if volume.state.role == Role::Primary && self.has_requests(index) {
-                return self.suspension.any().then_some(Err(Code::DeviceInUse));
+                if !self.suspension.any() {
+                    return None;
+                }
+                // Frozen requests keep the device open; the request below is refused for it.
+                self.volumes[index].held_open = true;
             }
             let result = self.poll_request(request)?;
             demotion.request = None;

@@ -248,8 +248,12 @@ impl Engine {
             let follows = primary || state.connection >= ConnectionState::Connected;
             if follows && self.volumes[index].exposed != peer.current {
                 self.volumes[index].exposed = peer.current;
-                let text = format!("receiver updated UUIDs to effective data uuid: {}", peer.current);
-                self.say(Level::Info, Some(index), text);
+                if state.disk == DiskState::Negotiating {
+                    self.log_generations(index, "receiver updated UUIDs to");
+                } else {
+                    let text = format!("receiver updated UUIDs to effective data uuid: {}", peer.current);
+                    self.say(Level::Info, Some(index), text);
+                }
             }
             return Verdict::Good;
         }

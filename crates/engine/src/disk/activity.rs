@@ -176,6 +176,7 @@ impl Engine {
         }
         if page_failed {
             self.metadata_io_failed(index);
+            self.run_after();
         }
         self.continue_transaction(index);
     }
@@ -193,7 +194,9 @@ impl Engine {
 
     pub(super) fn transaction_written(&mut self, index: usize, failed: bool) {
         if failed {
+            // The peer has to know that it stores alone before the first write comes that nothing here remembers.
             self.metadata_io_failed(index);
+            self.run_after();
         }
         self.commit_transaction(index, !failed);
     }
