@@ -118,6 +118,14 @@ impl Engine {
             self.finish_resync(index);
             return true;
         }
+        if old.connection == C::VerifyT
+            && old.disk == DiskState::UpToDate
+            && received.connection == C::Connected
+            && *peer_disk == DiskState::UpToDate
+        {
+            self.finish_verify(index);
+            return true;
+        }
         false
     }
 

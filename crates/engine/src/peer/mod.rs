@@ -113,9 +113,7 @@ impl Engine {
                 let operation = PeerOperation::ResyncRead { thin: false, digest: inbound.digest };
                 self.read_received(index, request, operation)
             }
-            P::VerifyRequest(request) => {
-                self.read_received(index, request, PeerOperation::Verify { digest: None })
-            }
+            P::VerifyRequest(request) => self.verify_request_received(index, request),
             P::VerifyReply(request) => self.verify_reply(index, request, inbound.digest),
             P::DataReply(reply) => self.data_reply(index, reply, &inbound),
             P::ResyncDataReply(reply) => {

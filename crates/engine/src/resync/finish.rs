@@ -22,6 +22,12 @@ impl Engine {
 
     /// Takes the end of a resync further. Returns whether something happened.
     pub(crate) fn run_resync_finish(&mut self, index: usize) -> bool {
+        let volume = &self.volumes[index];
+        if volume.resync.verify.is_some() && volume.state.connection != ConnectionState::VerifyT {
+            // The connection or a disk was lost.
+            self.end_verify(index);
+            return true;
+        }
         match self.volumes[index].resync.finishing {
             None => false,
             Some(Finish::Extents) => {
@@ -40,15 +46,50 @@ impl Engine {
                     return false;
                 }
                 self.volumes[index].resync.finishing = None;
-                self.conclude_resync(index);
+                if !self.resync_goes_on(index) {
+                    self.conclude_resync(index);
+                }
                 true
             }
         }
     }
 
+    /// Blocks have got out of sync while the peer was asked for a sign of life: a target fetches those, too.
+    fn resync_goes_on(&mut self, index: usize) -> bool {
+        let volume = &mut self.volumes[index];
+        let more = volume.state.connection == ConnectionState::SyncTarget
+            && volume.set_bits() > volume.resync.failed;
+        if more {
+            volume.resync.look_again(self.now);
+        }
+        more
+    }
+
+    /// A resync ends before its time: a disk has gone, or the connection. What the peer still asks for it gets not.
+    pub(crate) fn give_up_resync(&mut self, index: usize) {
+        self.volumes[index].resync.stop();
+        if let Some(disk) = &mut self.volumes[index].disk {
+            disk.extents.cancel_all();
+        }
+        for key in std::mem::take(&mut self.volumes[index].resync.waiting_reads) {
+            if let Some(request) = self.peer_requests.get(key) {
+                let packet = request.request();
+                self.send_negative_reply(index, &packet, true);
+                self.forget_peer_request(key);
+                let unacknowledged = &mut self.volumes[index].counters.unacknowledged;
+                *unacknowledged = unacknowledged.saturating_sub(1);
+            }
+        }
+        self.attention = true;
+    }
+
     fn conclude_resync(&mut self, index: usize) {
         let old = self.volumes[index].state;
         if old.connection <= ConnectionState::Connected {
+            return;
+        }
+        if self.volumes[index].resync.verify.is_some() {
+            self.conclude_verify(index);
             return;
         }
         self.log_resync_done(index);

@@ -19,6 +19,8 @@ pub(crate) use source::Locks;
 
 /// Progress marks kept, and how far they are apart.
 const MARKS: usize = 8;
+/// The time between two steps of a target.
+const STEP: Duration = Duration::from_millis(100);
 const MARK_DISTANCE: Duration = Duration::from_secs(3);
 
 /// A resync that is about to start.
@@ -64,6 +66,9 @@ pub(crate) struct Resync {
     /// A P_STATE waits for that.
     pub(crate) state_due: bool,
 
+    /// A verify of the peer, from its first request on.
+    pub(crate) verify: Option<verify::Verify>,
+
     pub(crate) done_posted: bool,
     pub(super) finishing: Option<Finish>,
 }
@@ -94,8 +99,16 @@ impl Resync {
         self.controller = Controller::default();
         self.sectors_arrived = 0;
         self.equal_blocks = 0;
+        self.verify = None;
         self.done_posted = false;
         self.finishing = None;
+    }
+
+    /// Blocks are out of sync that the search has passed: it starts over with the next step.
+    pub(super) fn look_again(&mut self, now: Time) {
+        self.next_block = 0;
+        self.done_posted = false;
+        self.timer = Some(now.after(STEP));
     }
 
     /// The connection is lost, or the work is over.
@@ -110,6 +123,7 @@ impl Resync {
         self.sync_uuid_due = None;
         self.state_due = false;
         self.after_superblock = None;
+        self.verify = None;
         self.done_posted = false;
     }
 
@@ -148,7 +162,7 @@ impl Resync {
         let paused = self.paused + self.paused_at.map_or(Duration::ZERO, |at| now.since(at));
         SyncProgress {
             total_blocks: self.total,
-            left_blocks: set_bits.saturating_sub(self.failed),
+            left_blocks: self.verify.map_or(set_bits.saturating_sub(self.failed), |verify| verify.left),
             failed_blocks: self.failed,
             elapsed_ns: now.since(self.started).saturating_sub(paused).as_nanos() as u64,
             paused_ns: paused.as_nanos() as u64,
