@@ -150,9 +150,12 @@ impl Engine {
         }
         // A detach, or a failure of the disk on the way, ends it once nothing of it is in flight.
         let given_up = self.volumes[index].state.disk == DiskState::Failed;
-        let outcome = if (attaching.failed.is_some() || given_up) && attaching.outstanding == 0 {
+        let over = attaching.failed.is_some() || given_up;
+        // The writers of pages and superblock, too: what they have in flight must not end on the disk that comes next.
+        let busy = self.volumes[index].disk.as_ref().is_some_and(|disk| disk.operations > 0);
+        let outcome = if over && attaching.outstanding == 0 && (given_up || !busy) {
             Err(Failure::configuration(code::IO_MD_DISK))
-        } else if given_up {
+        } else if given_up || (over && busy) {
             Ok(Progress::Waiting)
         } else {
             self.next_step(index, &mut attaching)
@@ -174,8 +177,8 @@ impl Engine {
             Err(failure) => {
                 self.volumes[index].quiesce -= 1;
                 if !given_up {
-                    self.volumes[index].disk = None;
                     self.force_state(index, StateRequest::disk(DiskState::Diskless));
+                    self.drop_disk(index);
                 }
                 self.reply(attaching.command, Err(failure));
                 true

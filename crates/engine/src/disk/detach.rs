@@ -46,7 +46,7 @@ impl Engine {
         true
     }
 
-    fn drop_disk(&mut self, index: usize) {
+    pub(super) fn drop_disk(&mut self, index: usize) {
         // Also of writes that have their extents and wait for an overlapping one.
         let here = self.requests.iter().filter(|(_, request)| request.volume == index);
         for key in here.map(|(key, _)| key).collect::<Vec<_>>() {
@@ -55,6 +55,7 @@ impl Engine {
         let volume = &mut self.volumes[index];
         volume.disk = None;
         volume.current_due = None;
+        volume.peer_extents = None;
         volume.counters.out_of_sync_sectors = 0;
         let number = volume.number;
         self.out.push(Action::CloseDisk { volume: number });
