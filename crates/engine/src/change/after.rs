@@ -206,8 +206,11 @@ impl Engine {
         if was_syncing && over && self.volumes[index].has_disk() {
             self.write_changed_pages(index);
         }
-        if old.connection >= Connected && new.connection < Connected {
-            self.volumes[index].resync.stop();
+        let given_up = was_syncing && self.volumes[index].state.connection == Connected;
+        if (given_up && self.volumes[index].resync.running)
+            || (old.connection >= Connected && new.connection < Connected)
+        {
+            self.give_up_resync(index);
         }
     }
 

@@ -155,6 +155,10 @@ impl Engine {
                 (false, true) => {
                     self.say(Level::Info, Some(index), "Resync suspended".to_owned());
                     self.volumes[index].resync.pause(now);
+                    // Nobody comes back for an extent that was to be locked: writes may go there again.
+                    if let Some(disk) = &mut self.volumes[index].disk {
+                        disk.extents.drop_half_lock();
+                    }
                 }
                 _ => {}
             }

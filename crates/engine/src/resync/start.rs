@@ -65,7 +65,8 @@ impl Engine {
             request.peer_disk = Some(DiskState::Inconsistent);
         }
         let result = self.change_volume(index, request, Enforcement::Soft, Verbosity::Verbose);
-        if !result.is_success() {
+        if !result.is_success() || !self.volumes[index].state.is_syncing() {
+            // Refused, or one of the disks has gone meanwhile.
             return true;
         }
         self.begin_resync(index, side);

@@ -3,6 +3,7 @@
 use udrbd_units::{BlockNumber, ConnectionState, SectorRange};
 use udrbd_wire as wire;
 
+use super::STEP;
 use super::source::Locks;
 use crate::Engine;
 use crate::connection::parameters::Verdict;
@@ -11,8 +12,6 @@ use crate::peer::{PeerOperation, PeerRequest};
 use crate::sending::Ack;
 use crate::slab::Key;
 
-/// The time between two steps.
-const STEP: Duration = Duration::from_millis(100);
 /// Blocks of a 16 MiB extent.
 const EXTENT_BLOCKS: u64 = udrbd_units::RESYNC_EXTENT_BLOCKS;
 /// Bytes of the largest request.
@@ -70,6 +69,9 @@ impl Engine {
         let Some(disk) = &mut volume.disk else { return Asked::Nothing };
         let Some(block) = disk.bitmap.find_next_set(BlockNumber(volume.resync.next_block)) else {
             volume.resync.next_block = disk.bitmap.bits();
+            if disk.extents.drop_half_lock() {
+                self.attention = true;
+            }
             return Asked::Nothing;
         };
         volume.resync.next_block = block.0;
@@ -111,6 +113,10 @@ impl Engine {
         let (index, range, failed) = (request.volume, request.range, request.failed);
         self.forget_peer_request(key);
         let volume = &mut self.volumes[index];
+        if !volume.resync.asked.contains_key(&range.start) {
+            // The resync was given up meanwhile.
+            return;
+        }
         volume.counters.peer_pending += 1;
         volume.resync.pending += 1;
         let request = wire::BlockRequest::new(range.start, wire::BlockId::SYNCER, range.bytes);
@@ -142,6 +148,11 @@ impl Engine {
     ) -> Verdict {
         self.volumes[index].counters.received_sectors += range.sectors();
         self.volumes[index].resync.sectors_arrived += range.sectors();
+        if !self.volumes[index].resync.running {
+            // On its way when the resync was given up.
+            self.release(payload);
+            return Verdict::Good;
+        }
         let asked = self.take_asked(index, range);
         let Some(locks) = asked.filter(|_| intact) else {
             self.release(payload);
@@ -164,6 +175,9 @@ impl Engine {
 
     /// P_RS_DEALLOCATED: zeroes.
     pub(crate) fn resync_deallocated(&mut self, index: usize, range: SectorRange) -> Verdict {
+        if !self.volumes[index].resync.running {
+            return Verdict::Good;
+        }
         self.volumes[index].resync.sectors_arrived += range.sectors();
         let Some(locks) = self.take_asked(index, range) else { return Verdict::Reconnect };
         self.resync_answered(index);
@@ -267,16 +281,23 @@ impl Engine {
         let target =
             matches!(volume.state.connection, ConnectionState::SyncTarget | ConnectionState::PausedSyncT);
         let quiet = volume.resync.asked.is_empty() && volume.sync_writes.is_empty();
-        if target
-            && quiet
-            && volume.resync.running
-            && !volume.resync.done_posted
-            && volume.resync.after_superblock.is_none()
-            && volume.set_bits() <= volume.resync.failed
+        if !target
+            || !quiet
+            || !volume.resync.running
+            || volume.resync.done_posted
+            || volume.resync.after_superblock.is_some()
         {
-            self.volumes[index].resync.done_posted = true;
+            return;
+        }
+        let now = self.now;
+        let volume = &mut self.volumes[index];
+        if volume.set_bits() <= volume.resync.failed {
+            volume.resync.done_posted = true;
             self.write_changed_pages(index);
             self.finish_resync(index);
+        } else if volume.resync.timer.is_none() && volume.state.connection == ConnectionState::SyncTarget {
+            // Blocks the search has passed are out of sync again, or were not sent: nobody else would ask for them.
+            volume.resync.look_again(now);
         }
     }
 }
