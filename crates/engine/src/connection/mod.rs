@@ -102,6 +102,8 @@ pub(crate) struct Connection {
     pub(crate) epochs: VecDeque<PeerEpoch>,
     pub(crate) epoch_count: u64,
     pub(crate) flushes: u32,
+    /// The epoch they are for.
+    pub(crate) flushed_epoch: u64,
     pub(crate) write_ordering: WriteOrdering,
     pub(crate) inbox: VecDeque<Inbound>,
     pub(crate) inbox_bytes: u64,
@@ -155,6 +157,7 @@ impl Connection {
             epochs: VecDeque::from([PeerEpoch::new(0)]),
             epoch_count: 1,
             flushes: 0,
+            flushed_epoch: 0,
             write_ordering: WriteOrdering::Flush,
             inbox: VecDeque::new(),
             inbox_bytes: 0,

@@ -79,7 +79,7 @@ impl Engine {
             }
             if !epoch.flushed
                 && self.connection.write_ordering == WriteOrdering::Flush
-                && self.flush_for_epoch()
+                && self.flush_for_epoch(epoch.id)
             {
                 return;
             }
@@ -94,10 +94,11 @@ impl Engine {
     }
 
     /// Flushes the disks with a volatile cache. Returns whether there is something to wait for.
-    fn flush_for_epoch(&mut self) -> bool {
+    fn flush_for_epoch(&mut self, epoch: u64) -> bool {
         if self.connection.flushes > 0 {
             return true;
         }
+        self.connection.flushed_epoch = epoch;
         for index in 0..self.volumes.len() {
             let volume = &self.volumes[index];
             let volatile = volume.disk.as_ref().is_some_and(|disk| disk.properties.volatile_cache);
@@ -123,8 +124,9 @@ impl Engine {
         if self.connection.flushes > 0 {
             return;
         }
-        if let Some(front) = self.connection.epochs.front_mut() {
-            front.flushed = true;
+        let flushed = self.connection.flushed_epoch;
+        if let Some(epoch) = self.connection.epochs.iter_mut().find(|epoch| epoch.id == flushed) {
+            epoch.flushed = true;
         }
         self.finish_epochs();
     }

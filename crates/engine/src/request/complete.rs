@@ -24,8 +24,8 @@ impl Engine {
         if request.local == Local::Ok {
             self.volumes[index].counters.written_sectors += range.sectors();
         }
-        // A failing discard only leaves bits set (io spec 5.6).
-        if error && !operation.is_payloadless() {
+        // A failing discard only leaves bits set (io spec 5.6). Zeroes that are not there would be read, though.
+        if error && operation != Operation::Discard {
             self.say_rarely(
                 Level::Error,
                 Some(index),
