@@ -103,6 +103,9 @@ impl Engine {
     pub(crate) fn readmit(&mut self, key: crate::slab::Key) {
         let Some(request) = self.requests.remove(key) else { return };
         let volume = &mut self.volumes[request.volume];
+        if request.in_tree {
+            volume.writes.remove(request.range, key);
+        }
         volume.admitted -= 1;
         volume.waiting.push_front(ClientRequest {
             id: request.id,

@@ -93,8 +93,13 @@ impl Engine {
         let request = &mut self.requests[key];
         request.epoch = epoch;
         request.in_log = true;
+        // Writes the peer does not get count as well: one that is still at the disk when the mirroring begins must not land
+        // on a mirrored one.
+        request.in_tree = true;
         request.sent_at = self.now;
+        let (index, range) = (request.volume, request.range);
         self.log.push_back(key);
+        self.volumes[index].writes.insert(range, key);
     }
 
     /// Sends a write to the peer (io spec 5.1 step 7 and 5.2).
@@ -103,14 +108,12 @@ impl Engine {
         request.net = Net::Pending;
         request.net_done = false;
         request.barrier_expected = true;
-        request.in_tree = true;
         let (index, range, operation, epoch) =
             (request.volume, request.range, request.operation, request.epoch);
         let payload = match request.buffer {
             Some(buffer) if !operation.is_payloadless() => Payload::Buffer { buffer, bytes: range.bytes },
             _ => Payload::None,
         };
-        self.volumes[index].writes.insert(range, key);
         self.volumes[index].counters.peer_pending += 1;
         self.flush_barrier(epoch);
         self.connection.sent_epoch_writes += 1;
