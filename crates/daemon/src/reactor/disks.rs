@@ -6,7 +6,7 @@ use udrbd_engine::interface::{Action, CommandId, DiscardMode, Event, IoError, Me
 use udrbd_runtime::disk::Disk;
 use udrbd_runtime::ring::{Durability, Zeroing};
 use udrbd_runtime::{BufferHandle, Errno, Ring};
-use udrbd_units::{SectorRange, VolumeNumber};
+use udrbd_units::{Sector, SectorRange, VolumeNumber};
 use udrbd_wire::DigestAlgorithm;
 
 use super::{Reactor, Tag, buffer_of, handle_of};
@@ -15,6 +15,9 @@ use crate::messages::DiskPair;
 /// Buffers kept for writes of metadata, so that they never wait for buffers whose owners wait for them.
 const METADATA_BUFFERS: usize = 32;
 const METADATA_BLOCK_BYTES: u32 = 4096;
+const METADATA_BLOCK_SECTORS: u64 = 8;
+/// Blocks of metadata written with one call: 512 KiB.
+const GATHERED_MAX: usize = 128;
 
 struct Slot {
     volume: VolumeNumber,
@@ -36,9 +39,22 @@ struct Read {
 
 #[derive(Debug)]
 struct MetadataWrite {
-    token: Token,
     buffer: BufferHandle,
-    block: MetadataBlock,
+    /// What is written, one block behind the other.
+    blocks: Vec<(Token, MetadataBlock)>,
+}
+
+/// Writes of metadata that go out together at the end of the turn: pages of the bitmap, one behind the other.
+struct Gathered {
+    volume: VolumeNumber,
+    start: Sector,
+    blocks: Vec<(Token, MetadataBlock)>,
+}
+
+impl Gathered {
+    fn next(&self) -> Sector {
+        Sector(self.start.0 + self.blocks.len() as u64 * METADATA_BLOCK_SECTORS)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +74,7 @@ pub(super) struct Disks {
     /// Actions that wait for a buffer.
     waiting: VecDeque<Action>,
     waiting_metadata: VecDeque<Action>,
+    gathered: Option<Gathered>,
 }
 
 impl Disks {
@@ -72,6 +89,7 @@ impl Disks {
             reserve,
             waiting: VecDeque::new(),
             waiting_metadata: VecDeque::new(),
+            gathered: None,
         }
     }
 
@@ -229,34 +247,94 @@ impl Reactor {
                     return;
                 };
                 let Some(buffer) = self.ring.allocate(bytes as usize) else {
-                    self.disks.waiting_metadata.push_front(action);
+                    self.disks.waiting_metadata.push_back(action);
                     return;
                 };
                 let slot = self.disks.metadata_reads.insert(MetadataRead { token, buffer, bytes });
                 let slice = buffer.slice(0, bytes);
                 pair.metadata.read(&mut self.ring, position, slice, Tag::MetadataRead(slot));
             }
+            Action::WriteMetadata { token, volume, position, block, preflush: false, fua: false } => {
+                self.gather(volume, position, token, block);
+            }
             Action::WriteMetadata { token, volume, position, block, preflush, fua } => {
-                if self.disks.pair(volume).is_none() {
-                    let result = Err(io_error(Errno::ENODEV));
-                    self.consequences.push_back(Event::MetadataWritten { token, block, result });
-                    return;
-                }
-                let buffer =
-                    self.disks.reserve.pop().or_else(|| self.ring.allocate(METADATA_BLOCK_BYTES as usize));
-                let Some(buffer) = buffer else {
-                    let action = Action::WriteMetadata { token, volume, position, block, preflush, fua };
-                    self.disks.waiting_metadata.push_front(action);
-                    return;
-                };
-                let slice = buffer.slice(0, METADATA_BLOCK_BYTES);
-                self.ring.bytes_mut(slice).copy_from_slice(&block[..]);
-                let slot = self.disks.metadata_writes.insert(MetadataWrite { token, buffer, block });
-                let Some(pair) = pair_of(&self.disks.slots, volume) else { unreachable!("looked up above") };
-                let durability = durability(fua, preflush);
-                pair.metadata.write(&mut self.ring, position, slice, durability, Tag::MetadataWrite(slot));
+                self.write_gathered();
+                self.write_metadata(volume, position, vec![(token, block)], durability(fua, preflush));
             }
             other => unreachable!("no action on metadata: {other:?}"),
+        }
+    }
+
+    fn gather(&mut self, volume: VolumeNumber, position: Sector, token: Token, block: MetadataBlock) {
+        let fits = self.disks.gathered.as_ref().is_some_and(|gathered| {
+            gathered.volume == volume && gathered.next() == position && gathered.blocks.len() < GATHERED_MAX
+        });
+        if !fits {
+            self.write_gathered();
+        }
+        let gathered = self.disks.gathered.get_or_insert_with(|| Gathered {
+            volume,
+            start: position,
+            blocks: Vec::with_capacity(GATHERED_MAX),
+        });
+        gathered.blocks.push((token, block));
+    }
+
+    /// Writes what was gathered. Returns whether there was something.
+    pub(super) fn write_gathered(&mut self) -> bool {
+        let Some(Gathered { volume, start, blocks }) = self.disks.gathered.take() else { return false };
+        self.write_metadata(volume, start, blocks, Durability::Cached);
+        true
+    }
+
+    fn write_metadata(
+        &mut self,
+        volume: VolumeNumber,
+        start: Sector,
+        mut blocks: Vec<(Token, MetadataBlock)>,
+        durability: Durability,
+    ) {
+        if self.disks.pair(volume).is_none() {
+            for (token, block) in blocks {
+                let result = Err(io_error(Errno::ENODEV));
+                self.consequences.push_back(Event::MetadataWritten { token, block, result });
+            }
+            return;
+        }
+        let bytes = METADATA_BLOCK_BYTES * blocks.len() as u32;
+        let single = blocks.len() == 1;
+        let reserved = if single { self.disks.reserve.pop() } else { None };
+        let Some(buffer) = reserved.or_else(|| self.ring.allocate(bytes as usize)) else {
+            // One by one, from the buffers kept for that; what is left waits for one of them.
+            self.wait_for_metadata_buffer(volume, start, &mut blocks, durability);
+            return;
+        };
+        for (index, (_, block)) in blocks.iter().enumerate() {
+            let part = buffer.slice(index as u32 * METADATA_BLOCK_BYTES, METADATA_BLOCK_BYTES);
+            self.ring.bytes_mut(part).copy_from_slice(&block[..]);
+        }
+        let slot = self.disks.metadata_writes.insert(MetadataWrite { buffer, blocks });
+        let Some(pair) = pair_of(&self.disks.slots, volume) else { unreachable!("looked up above") };
+        let slice = buffer.slice(0, bytes);
+        pair.metadata.write(&mut self.ring, start, slice, durability, Tag::MetadataWrite(slot));
+    }
+
+    fn wait_for_metadata_buffer(
+        &mut self,
+        volume: VolumeNumber,
+        start: Sector,
+        blocks: &mut Vec<(Token, MetadataBlock)>,
+        durability: Durability,
+    ) {
+        let (fua, preflush) = match durability {
+            Durability::Cached => (false, false),
+            Durability::Forced => (true, false),
+            Durability::FlushedAndForced => (true, true),
+        };
+        for (index, (token, block)) in blocks.drain(..).enumerate() {
+            let position = Sector(start.0 + index as u64 * METADATA_BLOCK_SECTORS);
+            let action = Action::WriteMetadata { token, volume, position, block, preflush, fua };
+            self.disks.waiting_metadata.push_back(action);
         }
     }
 
@@ -271,25 +349,40 @@ impl Reactor {
     }
 
     pub(super) fn metadata_written(&mut self, slot: u32, result: Result<u32, Errno>) {
-        let MetadataWrite { token, buffer, block } = self.disks.metadata_writes.remove(slot);
-        if self.disks.reserve.len() < METADATA_BUFFERS {
+        let MetadataWrite { buffer, blocks } = self.disks.metadata_writes.remove(slot);
+        let single = self.ring.buffers().capacity(buffer) == METADATA_BLOCK_BYTES as usize;
+        if single && self.disks.reserve.len() < METADATA_BUFFERS {
             self.disks.reserve.push(buffer);
         } else {
             self.ring.release(buffer);
         }
         let result = io_result(result);
-        self.feed(Event::MetadataWritten { token, block, result });
+        for (token, block) in blocks {
+            self.feed(Event::MetadataWritten { token, block, result });
+        }
+    }
+
+    /// Starts what waited for a buffer for metadata, in its order.
+    fn retry_metadata(&mut self) {
+        let mut left = self.disks.waiting_metadata.len();
+        while left > 0
+            && let Some(action) = self.disks.waiting_metadata.pop_front()
+        {
+            let behind = std::mem::take(&mut self.disks.waiting_metadata);
+            self.start_metadata(action);
+            self.write_gathered();
+            let stuck = !self.disks.waiting_metadata.is_empty();
+            self.disks.waiting_metadata.extend(behind);
+            if stuck {
+                return;
+            }
+            left -= 1;
+        }
     }
 
     /// Starts what waited for a buffer, as far as there are any.
     pub(super) fn retry_waiting(&mut self) {
-        while let Some(action) = self.disks.waiting_metadata.pop_front() {
-            let waiting = self.disks.waiting_metadata.len();
-            self.start_metadata(action);
-            if self.disks.waiting_metadata.len() > waiting {
-                break;
-            }
-        }
+        self.retry_metadata();
         for _ in 0..self.disks.waiting.len() {
             let Some(action) = self.disks.waiting.pop_front() else { break };
             // Those that wait behind it do so still: it must not queue up again for them.

@@ -280,8 +280,10 @@ impl Reactor {
             self.pump_sockets();
             self.engine.finish_turn(self.now, &mut self.actions);
             self.perform_all();
+            self.write_gathered();
+            let told = !self.consequences.is_empty();
             self.feed_consequences();
-            if !self.flush_sockets() {
+            if !self.flush_sockets() && !told {
                 break;
             }
         }

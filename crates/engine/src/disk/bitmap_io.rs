@@ -5,7 +5,7 @@ use crate::Engine;
 use udrbd_metadata::Flags;
 
 /// Pages in flight at the most.
-const PAGES_IN_FLIGHT: u32 = 32;
+const PAGES_IN_FLIGHT: u32 = 512;
 
 /// A pass over the pages that are changed.
 #[derive(Clone, Copy, Debug)]
