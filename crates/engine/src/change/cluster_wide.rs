@@ -4,8 +4,8 @@ use crate::Engine;
 use crate::change::Verbosity;
 use crate::interface::Level;
 use crate::state::{
-    Enforcement, RequestPlan, StateChangeResult as Code, StateRequest, VolumeState, plan_request,
-    request_outcome_while_waiting,
+    Enforcement, Refusal, RequestPlan, StateChangeResult as Code, StateRequest, VolumeState,
+    check_transition, plan_request, request_outcome_while_waiting, sanitise,
 };
 
 /// A request for a change of one volume, from the wish to the verdict: `drbd_request_state`.
@@ -64,10 +64,11 @@ impl Engine {
             return outcome.map(|code| {
                 request.asked = false;
                 if code.is_success() {
-                    self.settle_request(request)
-                } else {
-                    self.refuse_request(request, code)
+                    return self.settle_request(request);
                 }
+                let (wanted, _) = sanitise(old, wanted, &context);
+                self.refuse_request(request, &Refusal { code, old, wanted });
+                code
             });
         }
         match plan_request(old, wanted, &context) {
@@ -79,8 +80,9 @@ impl Engine {
                 if self.connection.is_established() { None } else { Some(Code::ClusterWideFailedByPeer) }
             }
             Err(refusal) => {
-                if request.verbosity == Verbosity::Verbose {
-                    self.log_refusal(index, &refusal);
+                // What no state leads to is not told (states spec 4.2 step 2).
+                if check_transition(refusal.old, refusal.wanted).is_success() {
+                    self.refuse_request(request, &refusal);
                 }
                 Some(refusal.code)
             }
@@ -91,10 +93,9 @@ impl Engine {
         self.change_volume(request.index, request.request, Enforcement::Soft, request.verbosity)
     }
 
-    fn refuse_request(&mut self, request: &DeviceRequest, code: Code) -> Code {
-        if request.verbosity == Verbosity::Verbose && code != Code::InTransientState {
-            self.say(Level::Error, Some(request.index), format!("State change failed: {}", code.text()));
+    fn refuse_request(&mut self, request: &DeviceRequest, refusal: &Refusal) {
+        if request.verbosity == Verbosity::Verbose {
+            self.log_refusal(request.index, refusal);
         }
-        code
     }
 }
