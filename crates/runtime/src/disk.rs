@@ -134,6 +134,8 @@ pub struct DiskProperties {
     pub forced_writes: bool,
     /// Whether the page cache is bypassed.
     pub direct: bool,
+    /// Whether it is a file in memory (tmpfs): nothing there waits for a device, and nothing outlives the power.
+    pub in_memory: bool,
     /// Whether the medium rotates (status and resync heuristics).
     pub rotational: bool,
     /// What discards it offers.
@@ -231,6 +233,9 @@ impl Disk {
         slice: BufferSlice,
         token: T,
     ) -> OperationId {
+        if self.properties.in_memory {
+            return ring.read_inline(&self.file, start, slice, token);
+        }
         ring.read(&self.file, start, slice, token)
     }
 
@@ -243,6 +248,9 @@ impl Disk {
         durability: Durability,
         token: T,
     ) -> OperationId {
+        if self.properties.in_memory {
+            return ring.write_inline(&self.file, start, slice, token);
+        }
         let durability = if self.keeps_writes_by_itself() { Durability::Cached } else { durability };
         ring.write(&self.file, start, slice, durability, token)
     }
@@ -285,10 +293,11 @@ impl Disk {
         query::write_blocking(self.file.as_fd(), start.bytes(), bytes)
     }
 
-    /// A block device without a volatile cache, written around the page cache, has nothing to flush or force.
+    /// A block device without a volatile cache, written around the page cache, has nothing to flush or force, nor has a
+    /// file in memory.
     fn keeps_writes_by_itself(&self) -> bool {
-        let DiskProperties { kind, volatile_cache, direct, .. } = self.properties;
-        kind == StorageKind::BlockDevice && direct && !volatile_cache
+        let DiskProperties { kind, volatile_cache, direct, in_memory, .. } = self.properties;
+        in_memory || (kind == StorageKind::BlockDevice && direct && !volatile_cache)
     }
 }
 

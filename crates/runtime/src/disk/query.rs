@@ -31,26 +31,44 @@ pub(super) fn properties(
             direct,
             identity,
         )),
-        _ => Ok(DiskProperties {
-            kind,
-            size,
-            logical_block_bytes: SECTOR_BYTES as u32,
-            physical_block_bytes: BUFFER_BYTES_MIN as u32,
-            request_bytes_max: BUFFER_BYTES_MAX as u32,
-            // The device below has a cache of its own, and the file system has metadata to write.
-            volatile_cache: true,
-            forced_writes: true,
-            direct,
-            rotational: false,
-            discard: DiscardLimits {
-                granularity_bytes: file.metadata().map_or(4096, |metadata| metadata.blksize() as u32),
-                alignment_bytes: 0,
-                bytes_max: FILE_DISCARD_BYTES_MAX,
-                zeroes: true,
-            },
-            identity,
-        }),
+        _ => Ok(file_properties(file, kind, size, direct, identity)),
     }
+}
+
+fn file_properties(
+    file: &File,
+    kind: StorageKind,
+    size: Sector,
+    direct: bool,
+    identity: DiskIdentity,
+) -> DiskProperties {
+    let in_memory = is_in_memory(file);
+    DiskProperties {
+        kind,
+        size,
+        logical_block_bytes: SECTOR_BYTES as u32,
+        physical_block_bytes: BUFFER_BYTES_MIN as u32,
+        request_bytes_max: BUFFER_BYTES_MAX as u32,
+        // The device below has a cache of its own, and the file system has metadata to write.
+        volatile_cache: !in_memory,
+        forced_writes: true,
+        direct,
+        in_memory,
+        rotational: false,
+        discard: DiscardLimits {
+            granularity_bytes: file.metadata().map_or(4096, |metadata| metadata.blksize() as u32),
+            alignment_bytes: 0,
+            bytes_max: FILE_DISCARD_BYTES_MAX,
+            zeroes: true,
+        },
+        identity,
+    }
+}
+
+/// Whether a file lives in memory. Where the file system does not tell, it does not.
+fn is_in_memory(file: &File) -> bool {
+    nix::sys::statfs::fstatfs(file)
+        .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
 }
 
 fn device_properties(
@@ -74,6 +92,7 @@ fn device_properties(
         volatile_cache,
         forced_writes: number("fua") == 1,
         direct,
+        in_memory: false,
         rotational: number("rotational") == 1,
         discard: DiscardLimits {
             granularity_bytes: number("discard_granularity") as u32,

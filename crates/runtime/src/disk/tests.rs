@@ -76,6 +76,27 @@ fn a_disk_on_the_ring_keeps_what_it_was_given() {
 }
 
 #[test]
+fn a_file_in_memory_is_read_and_written_at_once_and_has_nothing_to_flush() {
+    let Ok(file) = tempfile::NamedTempFile::new_in("/dev/shm") else { return };
+    file.as_file().set_len(1 << 20).unwrap();
+    let disk = Disk::open(file.path(), DiskOptions::default()).unwrap();
+    assert!(disk.properties().in_memory && !disk.properties().volatile_cache);
+    let mut ring = small_ring();
+    let buffer = ring.allocate(8192).unwrap();
+    ring.bytes_mut(buffer.slice(0, 8192)).fill(7);
+    disk.write(&mut ring, Sector(8), buffer.slice(0, 4096), Durability::FlushedAndForced, ());
+    disk.read(&mut ring, Sector(8), buffer.slice(4096, 4096), ());
+    disk.read(&mut ring, Sector(2047), buffer.slice(0, 4096), ());
+    assert_eq!(ring.in_flight(), 0);
+    let mut done = Vec::new();
+    ring.wait(None, &mut done).unwrap();
+    let results: Vec<_> = done.iter().map(|completion| completion.result).collect();
+    assert_eq!(results, [Ok(4096), Ok(4096), Err(Errno::EIO)]);
+    assert_eq!(ring.bytes(buffer.slice(4096, 4096)), [7; 4096]);
+    assert_eq!(std::fs::read(file.path()).unwrap()[4096..8192], [7; 4096]);
+}
+
+#[test]
 fn a_metadata_device_can_be_shared_by_those_who_agree_to() {
     let file = sparse(1 << 20);
     let disks = SharedDisks::default();

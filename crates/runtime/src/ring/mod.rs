@@ -16,7 +16,7 @@ mod pending;
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,7 +111,12 @@ pub struct Ring<T: Copy + Debug> {
     /// Entries that did not fit into the submission queue.
     backlog: VecDeque<squeue::Entry>,
     reaped: Vec<cqueue::Entry>,
+    /// What was done without the ring since the last wait.
+    done_inline: Vec<Completion<T>>,
 }
+
+/// The name of operations done inline: there is nothing to cancel.
+const INLINE: OperationId = OperationId(u64::MAX);
 
 impl<T: Copy + Debug> Ring<T> {
     /// Makes the ring and maps its payload memory. Must be called on the thread that will use it.
@@ -132,6 +137,7 @@ impl<T: Copy + Debug> Ring<T> {
             slots: Slots::default(),
             backlog: VecDeque::new(),
             reaped: Vec::with_capacity(options.completions as usize),
+            done_inline: Vec::with_capacity(256),
         })
     }
 
@@ -212,6 +218,39 @@ impl<T: Copy + Debug> Ring<T> {
         self.submit(file, token, Work::Write { slice, start: start.bytes(), done: 0, forced, flush_first })
     }
 
+    /// As [`Ring::read`], at once instead of through the ring: for files in memory, which never make anybody wait, while
+    /// the ring would hand each transfer to a thread of its own. The next [`Ring::wait`] tells the completion.
+    pub fn read_inline(
+        &mut self,
+        file: &Descriptor,
+        start: Sector,
+        slice: BufferSlice,
+        token: T,
+    ) -> OperationId {
+        let bytes = self.bytes_mut(slice);
+        let result = inline_transfer(bytes.len(), |done| {
+            nix::sys::uio::pread(file.as_fd(), &mut bytes[done..], (start.bytes() + done as u64) as i64)
+        });
+        self.done_inline.push(Completion { token, operation: INLINE, result });
+        INLINE
+    }
+
+    /// As [`Ring::write`], at once; see [`Ring::read_inline`].
+    pub fn write_inline(
+        &mut self,
+        file: &Descriptor,
+        start: Sector,
+        slice: BufferSlice,
+        token: T,
+    ) -> OperationId {
+        let bytes = self.bytes(slice);
+        let result = inline_transfer(bytes.len(), |done| {
+            nix::sys::uio::pwrite(file.as_fd(), &bytes[done..], (start.bytes() + done as u64) as i64)
+        });
+        self.done_inline.push(Completion { token, operation: INLINE, result });
+        INLINE
+    }
+
     /// Puts everything completed before on stable storage (`fdatasync`; for a block device a cache flush).
     pub fn sync(&mut self, file: &Descriptor, token: T) -> OperationId {
         self.submit(file, token, Work::Sync)
@@ -277,7 +316,8 @@ impl<T: Copy + Debug> Ring<T> {
         completions: &mut Vec<Completion<T>>,
     ) -> Result<(), Errno> {
         self.drain_backlog();
-        let timeout = if self.backlog.is_empty() { timeout } else { Some(Duration::ZERO) };
+        let work_is_left = !self.backlog.is_empty() || !self.done_inline.is_empty();
+        let timeout = if work_is_left { Some(Duration::ZERO) } else { timeout };
         let entered = match timeout {
             None => self.uring.submit_and_wait(1),
             Some(timeout) => {
@@ -292,6 +332,7 @@ impl<T: Copy + Debug> Ring<T> {
             Err(error) => return Err(error),
         }
         self.reap(completions);
+        completions.append(&mut self.done_inline);
         Ok(())
     }
 
@@ -420,6 +461,24 @@ impl<T: Copy + Debug> Drop for Ring<T> {
             buffers.leak();
         }
     }
+}
+
+/// Moves `length` bytes, continuing what was cut short.
+fn inline_transfer(
+    length: usize,
+    mut transfer: impl FnMut(usize) -> Result<usize, Errno>,
+) -> Result<u32, Errno> {
+    let mut done = 0;
+    while done < length {
+        match transfer(done) {
+            // The end of the file: the device the metadata describe is larger.
+            Ok(0) => return Err(Errno::EIO),
+            Ok(moved) => done += moved,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done as u32)
 }
 
 fn errno_of(error: std::io::Error) -> Errno {
