@@ -138,6 +138,9 @@ pub fn built(names: &[&str]) -> Result<PathBuf> {
     Ok(std::fs::canonicalize(folder)?)
 }
 
+/// Status readings in a row that say StandAlone before a wait gives up.
+const STAND_ALONE_MAX: u32 = 20;
+
 impl Replica {
     /// A side that talks from `own` to `peer`, protocol C, and tries to connect every two seconds.
     pub fn new(kind: Kind, resource: &str, minor: u32, disk: &str, own: &str, peer: &str) -> Self {
@@ -204,7 +207,7 @@ impl Replica {
                     "mkdir -p {run_dir}\n\
                      rm -f {run_dir}/control.sock\n\
                      echo '--- started' >>{run_dir}/log\n\
-                     {} setsid {}/udrbdd --run-dir {run_dir} --node {} --frontend nbd \
+                     {} setsid {}/udrbdd --run-dir {run_dir} --node {} --frontend nbd --helper /bin/true \
                      </dev/null >>{run_dir}/log 2>&1 &\n\
                      echo $! >{run_dir}/pid\n\
                      for i in $(seq 200); do\n\
@@ -378,11 +381,17 @@ impl Replica {
         wanted: impl Fn(&Status) -> bool,
     ) -> Result<Status> {
         let mut last = None;
+        let mut alone = 0;
         let found = shell.wait_for(what, limit, |shell| {
             // A minor that is only just there may not be in the file yet.
             let Some(status) = self.listed(shell)? else { return Ok(None) };
             let found = wanted(&status).then(|| status.clone());
+            // StandAlone does not end by itself: no use to wait for the limit.
+            alone = if status.connection == "StandAlone" { alone + 1 } else { 0 };
             last = Some(status);
+            if found.is_none() && alone > STAND_ALONE_MAX {
+                bail!("waiting for {what}, but it stays StandAlone");
+            }
             Ok(found)
         });
         match found {
