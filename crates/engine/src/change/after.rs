@@ -71,9 +71,9 @@ impl Engine {
         let lowest_connection =
             self.volume_states().map(|state| state.connection).min().unwrap_or(ConnectionState::StandAlone);
         let lowest_disk = self.volume_states().map(|state| state.disk).min().unwrap_or(DiskState::Diskless);
+        let reconnected =
+            old.connection < ConnectionState::Connected && lowest_connection >= ConnectionState::Connected;
         if new.suspension.no_data && self.suspension.no_data {
-            let reconnected = old.connection < ConnectionState::Connected
-                && lowest_connection >= ConnectionState::Connected;
             let reattached = matches!(old.disk, DiskState::Attaching | DiskState::Negotiating)
                 && lowest_disk == DiskState::UpToDate;
             if reattached || reconnected {
@@ -83,7 +83,9 @@ impl Engine {
                 } else {
                     self.transfer_log_resend();
                 }
-                self.complete_held();
+                if !self.connection.lost_log_pending {
+                    self.complete_held();
+                }
                 self.state_changed();
             }
         }
@@ -98,6 +100,14 @@ impl Engine {
             self.transfer_log_resend();
             self.complete_held();
             self.state_changed();
+        }
+        if reconnected && self.connection.log_frozen {
+            // Suspended by the administrator alone, or resumed when the peer was back: the peer gets what it may not have.
+            for volume in &mut self.volumes {
+                volume.flags.new_current_due = false;
+            }
+            self.transfer_log_resend();
+            self.complete_held();
         }
     }
 

@@ -78,6 +78,7 @@ impl Engine {
     fn end_loss(&mut self) {
         if self.suspension.any() {
             // Frozen: what becomes of the requests is decided when I/O thaws.
+            self.connection.log_frozen = true;
         } else {
             self.transfer_log_connection_lost();
         }

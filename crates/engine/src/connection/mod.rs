@@ -118,6 +118,8 @@ pub(crate) struct Connection {
     pub(crate) losing: Option<Losing>,
     /// The transfer log has to be gone through as after the loss of the connection, once that is safe.
     pub(crate) lost_log_pending: bool,
+    /// A connection was lost while I/O was suspended, and nothing has become of the transfer log since.
+    pub(crate) log_frozen: bool,
     pub(crate) fencing_running: bool,
 }
 
@@ -169,6 +171,7 @@ impl Connection {
             request_timer: None,
             losing: None,
             lost_log_pending: false,
+            log_frozen: false,
             fencing_running: false,
         }
     }

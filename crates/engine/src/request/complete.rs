@@ -64,7 +64,10 @@ impl Engine {
         request.completed = true;
         request.held = false;
         let (index, epoch, id, in_log) = (request.volume, request.epoch, request.id, request.in_log);
-        let good = request.local == Local::Ok || request.net == Net::Ok;
+        // A write that only a disk has which has failed since is lost with it: the generation it belongs to may not be
+        // known there (io spec I13).
+        let kept = request.operation == Operation::Read || self.volumes[request.volume].has_disk();
+        let good = (request.local == Local::Ok && kept) || request.net == Net::Ok;
         let buffer = request.buffer.take();
         if in_log && epoch == self.connection.epoch {
             self.close_epoch();

@@ -1,5 +1,7 @@
 //! Epochs on the sending side, acknowledgements, and the transfer log (io spec 5.7, 12, 13).
 
+use udrbd_units::ConnectionState;
+
 use super::{Local, Net};
 use crate::Engine;
 use crate::interface::Action;
@@ -136,6 +138,7 @@ impl Engine {
 
     /// The connection is lost: what the peer has not confirmed for good ends without it (io spec 12 step 6).
     pub(crate) fn transfer_log_connection_lost(&mut self) {
+        self.connection.log_frozen = false;
         for key in self.log.iter().copied().collect::<Vec<_>>() {
             let Some(request) = self.requests.get_mut(key) else { continue };
             if request.net == Net::None {
@@ -160,6 +163,7 @@ impl Engine {
 
     /// The connection is back before anything was given up: what was frozen is sent again (io spec 13, RESEND).
     pub(crate) fn transfer_log_resend(&mut self) {
+        self.connection.log_frozen = false;
         for key in self.log.iter().copied().collect::<Vec<_>>() {
             let Some(request) = self.requests.get_mut(key) else { continue };
             request.held = false;
@@ -230,24 +234,30 @@ impl Engine {
 
     /// Submits to the re-attached disk what had ended on the lost one (io spec 13, RESTART_DISK).
     pub(crate) fn transfer_log_restart_disk(&mut self) {
+        let peer_gone = self.connection.state < ConnectionState::WFReportParams;
         for key in self.log.iter().copied().collect::<Vec<_>>() {
             let Some(request) = self.requests.get_mut(key) else { continue };
-            if request.completed || request.local != Local::Failed {
+            if request.completed || !matches!(request.local, Local::Failed | Local::None) {
                 continue;
             }
             request.held = false;
-            let index = request.volume;
-            if request.net == Net::None && self.volumes[index].has_disk() {
-                // Nothing is held of a disk that has gone; another volume's still is there.
+            let (index, net) = (request.volume, request.net);
+            let nowhere = net == Net::None || (net != Net::Ok && peer_gone);
+            if nowhere && self.volumes[index].has_disk() {
+                if net == Net::Pending {
+                    self.volumes[index].counters.peer_pending -= 1;
+                }
+                // It starts over with fresh activity log coverage. Nothing is held of a disk that has gone; another
+                // volume's still is there.
                 self.release_extents(key);
-                // Nothing of it has happened: it starts over with fresh activity log coverage.
-                self.connection.epoch_writes = self.connection.epoch_writes.saturating_sub(1);
                 self.log.retain(|other| *other != key);
                 self.readmit(key);
             } else {
                 self.settle(key);
             }
         }
+        // What only the peer had was to do ends without it, as far as it has not started over.
+        self.connection.lost_log_pending |= peer_gone;
         self.attention = true;
     }
 
