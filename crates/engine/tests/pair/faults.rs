@@ -2,7 +2,7 @@
 
 use udrbd_engine::interface::{Command, DiskOptions, Event, Operation};
 use udrbd_metadata::{Flags, Layout, Placement, Striping};
-use udrbd_units::{ConnectionState, DiskState, Sector, VolumeNumber};
+use udrbd_units::{ConnectionState, DiskState, GenerationId, Sector, VolumeNumber};
 use udrbd_wire as wire;
 use wire::{BlockAck, BlockId, Packet, SequenceNumber};
 
@@ -171,7 +171,7 @@ fn answers_to_another_kind_of_request_change_nothing() {
     pair.settle();
     let id = last_write(&pair);
     meta_packet(&mut pair, 0, Packet::NegativeDataReply(ack(id, 0)));
-    assert_eq!(pair.nodes[0].status().counters.peer_pending, 1);
+    assert_eq!(last_write(&pair), id, "a write starts over that is under way");
     let read = pair.submit(0, Operation::Read, 800, &[], 4096);
     pair.settle();
     // Keys count up; the read's is one of those near the write's.
@@ -211,4 +211,161 @@ fn no_timer_fires_for_ever_when_a_resync_is_given_up_or_goes_on() {
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
     assert!(pair.differences().is_empty());
     assert_eq!((pair.buffers_owned(0), pair.buffers_owned(1)), (0, 0));
+}
+
+#[test]
+fn what_froze_while_the_link_was_lost_goes_to_the_peer_that_is_back() {
+    let mut pair = synced();
+    pair.cut = true;
+    let id = pair.submit(0, WRITE, 0, &[7; 4096], 4096);
+    pair.settle();
+    pair.command(0, Command::SuspendIo { volume: VOLUME }).unwrap();
+    pair.break_wires();
+    pair.cut = false;
+    pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::Connected);
+    pair.pass(1);
+    assert!(!pair.nodes[0].completions.contains_key(&id));
+    assert_eq!(pair.nodes[1].load(0, 4096), [7; 4096]);
+    pair.command(0, Command::ResumeIo { volume: VOLUME }).unwrap();
+    pair.settle();
+    assert!(pair.nodes[0].completions[&id].0.is_ok(), "{}", pair.describe());
+    pair.pass(60);
+    assert_eq!(pair.nodes[0].status().counters.out_of_sync_sectors, 0);
+    assert!(!pair.nodes[0].says("connection lost: ProtocolError"), "{}", pair.describe());
+}
+
+#[test]
+fn a_write_only_the_failed_disk_has_is_not_reported_as_done() {
+    let mut pair = synced();
+    pair.cut = true;
+    let id = pair.submit(0, WRITE, 0, &[7; 4096], 4096);
+    pair.settle();
+    pair.nodes[0].failing_metadata = true;
+    pair.break_wires();
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+    // The new generation could not be recorded: the peer may be promoted, and would win without a split brain.
+    assert!(pair.nodes[0].completions[&id].0.is_err());
+}
+
+#[test]
+fn an_attach_that_fails_leaves_nothing_behind_for_the_next() {
+    let mut pair = one_block_behind(40 * EXTENT);
+    for node in 0..2 {
+        pair.command(node, Command::Disconnect { force: true }).unwrap();
+    }
+    // Two pages of the bitmap have to be written when the activity log is applied.
+    pair.write(0, 0, 1, 4096).unwrap();
+    pair.write(0, 33 * EXTENT, 1, 4096).unwrap();
+    pair.kill(0);
+    pair.start_diskless(0, udrbd_engine::interface::ResourceOptions::default());
+    let page = layout(&pair).bitmap_page(0).0;
+    pair.nodes[0].bad_metadata = page..page + 8;
+    pair.nodes[0].stuck_metadata = true;
+    let first = pair.begin_attach(0, fast());
+    pair.settle();
+    assert_eq!(pair.kept(0), 2);
+    pair.unstick_first(0);
+    pair.settle();
+    pair.nodes[0].bad_metadata = 0..0;
+    let second = pair.begin_attach(0, fast());
+    pair.settle();
+    pair.unstick(0);
+    pair.settle();
+    assert!(pair.nodes[0].replies[&first].is_err());
+    assert!(pair.nodes[0].replies[&second].is_err(), "the first attach is not over");
+    pair.attach(0, fast()).unwrap();
+    assert!(pair.nodes[0].status().counters.out_of_sync_sectors >= 2 * EXTENT);
+}
+
+#[test]
+fn a_block_that_gets_out_of_sync_behind_the_search_is_fetched_too() {
+    let mut pair = synced();
+    pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::SyncTarget);
+    let left = |pair: &Pair| pair.nodes[1].status().counters.out_of_sync_sectors;
+    let all = left(&pair);
+    pair.until(|pair| left(pair) < all / 2);
+    let socket = pair.socket(1, true).unwrap();
+    let event = Event::Packet {
+        socket,
+        volume: VolumeNumber(0),
+        packet: Packet::OutOfSync(wire::BlockRange::new(Sector(0), 4096)),
+        payload: None,
+        payload_bytes: 0,
+        bytes: Vec::new(),
+        digest: None,
+        intact: true,
+    };
+    pair.inject(1, event);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(left(&pair), 0);
+}
+
+#[test]
+fn a_paused_resync_keeps_no_write_out() {
+    let mut pair = synced();
+    let slow = DiskOptions { c_plan_ahead: 0, resync_rate_kib: 250, ..DiskOptions::default() };
+    for node in 0..2 {
+        options(&mut pair, node, slow.clone());
+    }
+    pair.nodes[1].stuck = true;
+    // The Primary is the target: its own write keeps the resync out of the extent.
+    let first = pair.submit(0, WRITE, 0, &[1; 4096], 4096);
+    pair.settle();
+    let invalidate = Command::Invalidate { volume: VOLUME };
+    assert!(pair.try_command(0, invalidate).is_some());
+    pair.pass(1);
+    pair.command(0, Command::PauseSync { volume: VOLUME }).unwrap();
+    pair.unstick(1);
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&first));
+    let second = pair.submit(0, WRITE, 8, &[2; 4096], 4096);
+    pair.pass(1);
+    assert!(pair.nodes[0].completions.contains_key(&second), "{}", pair.describe());
+}
+
+/// Both nodes hold data; node 0 is ahead by the first block, and the resync is paused. Node 0 is Primary.
+fn one_block_behind(sectors: u64) -> Pair {
+    let mut pair = Pair::down(sectors);
+    let size = layout(&pair).max_capacity(Sector(sectors));
+    for node in 0..2 {
+        let mut bitmap = [0; 4096];
+        bitmap[0] = u8::from(node == 0);
+        pair.nodes[node].write_metadata(sectors, &bitmap, |superblock, _| {
+            superblock.la_size_sect = size;
+            superblock.current = GenerationId(if node == 0 { 0x2000 } else { 0x1000 });
+            superblock.bitmap = GenerationId(if node == 0 { 0x1000 } else { 0 });
+            superblock.flags =
+                Flags::AL_CLEAN.with(Flags::CONSISTENT, true).with(Flags::WAS_UP_TO_DATE, true);
+        });
+        pair.start(node, DiskOptions { al_extents: 67, ..fast() });
+        pair.command(node, Command::PauseSync { volume: VOLUME }).unwrap();
+    }
+    pair.connect(&udrbd_engine::interface::NetOptions::default());
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::PausedSyncT);
+    promote(&mut pair, 0, false);
+    pair
+}
+
+#[test]
+fn a_write_that_lacks_an_extent_keeps_none_a_resync_needs() {
+    let mut pair = one_block_behind(72 * EXTENT);
+    pair.write(0, 0, 1, 512).unwrap();
+    pair.settle();
+    pair.nodes[1].stuck = true;
+    for extent in 4..70 {
+        pair.submit(0, WRITE, extent * EXTENT, &[2; 512], 512);
+    }
+    pair.settle();
+    // Extent 0 is hot, for extent 1 there is no slot.
+    let id = pair.submit(0, WRITE, EXTENT - 8, &[3; 8192], 8192);
+    pair.settle();
+    for node in 0..2 {
+        pair.command(node, Command::ResumeSync { volume: VOLUME }).unwrap();
+    }
+    pair.pass(1);
+    assert!(!pair.nodes[0].completions.contains_key(&id));
+    pair.unstick(1);
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(pair.nodes[1].load(EXTENT - 8, 8192), [3; 8192]);
 }

@@ -191,6 +191,13 @@ impl Pair {
     }
 
     pub(crate) fn attach(&mut self, node: usize, options: DiskOptions) -> CommandResult {
+        let id = self.begin_attach(node, options);
+        self.until(|pair| pair.nodes[node].replies.contains_key(&id));
+        self.nodes[node].replies.remove(&id).unwrap()
+    }
+
+    /// Gives the command to attach the disk. Returns under which number the reply comes.
+    pub(crate) fn begin_attach(&mut self, node: usize, options: DiskOptions) -> u64 {
         let settings = Box::new(AttachSettings {
             placement: Placement::Internal,
             properties: DiskProperties {
@@ -205,7 +212,11 @@ impl Pair {
             },
             options,
         });
-        self.command(node, Command::Attach { volume: VOLUME, settings })
+        let id = self.nodes[node].next;
+        self.nodes[node].next += 1;
+        let command = Command::Attach { volume: VOLUME, settings };
+        self.events.push_back((node, Event::Command { id: CommandId(id), command }));
+        id
     }
 
     /// The node dies: what it had sent and written stays, everything else is gone.
@@ -461,6 +472,15 @@ impl Pair {
         for action in std::mem::take(&mut self.nodes[node].kept) {
             self.act(node, action);
         }
+    }
+
+    /// The first of what was kept happens now.
+    pub(crate) fn unstick_first(&mut self, node: usize) {
+        let action = self.nodes[node].kept.remove(0);
+        let stuck = (self.nodes[node].stuck, self.nodes[node].stuck_metadata);
+        (self.nodes[node].stuck, self.nodes[node].stuck_metadata) = (false, false);
+        self.act(node, action);
+        (self.nodes[node].stuck, self.nodes[node].stuck_metadata) = stuck;
     }
 
     fn act(&mut self, node: usize, action: Action) {
