@@ -22,6 +22,8 @@ pub(crate) enum Purpose {
     PeerRequest(Key),
     /// The flush an epoch of the peer waits for.
     EpochFlush,
+    /// The flush the writes of a resync wait for.
+    ResyncFlush,
     /// The superblock.
     Superblock,
     /// A changed page of the bitmap.
@@ -75,6 +77,7 @@ impl Engine {
             Purpose::RequestLocal(key) => self.request_local_done(key, result.is_err()),
             Purpose::PeerRequest(key) => self.peer_disk_done(key, result),
             Purpose::EpochFlush => self.epoch_flushed(io.volume, result),
+            Purpose::ResyncFlush => self.resync_flushed(io.volume, result.is_err()),
             _ => {}
         }
     }

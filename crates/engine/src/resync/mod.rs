@@ -28,7 +28,9 @@ const MARK_DISTANCE: Duration = Duration::from_secs(3);
 pub(crate) struct Start {
     /// SyncSource or SyncTarget.
     pub(crate) side: ConnectionState,
-    /// The handler has allowed it.
+    /// The handler that is asked.
+    pub(crate) handler: u64,
+    /// It has allowed it.
     pub(crate) allowed: bool,
 }
 
@@ -51,6 +53,9 @@ pub(crate) struct Resync {
     pub(super) pending: u32,
     /// What was asked for, by its first sector, with the locks.
     pub(super) asked: BTreeMap<Sector, (SectorRange, Locks)>,
+    /// Writes of the target that are complete and not yet on stable storage; and those a flush is on its way for.
+    pub(super) unflushed: Vec<Key>,
+    pub(super) flushing: Vec<Key>,
     pub(crate) timer: Option<Time>,
     pub(super) controller: Controller,
     pub(super) sectors_arrived: u64,
@@ -99,6 +104,7 @@ impl Resync {
         self.controller = Controller::default();
         self.sectors_arrived = 0;
         self.equal_blocks = 0;
+        self.by_checksum = false;
         self.verify = None;
         self.done_posted = false;
         self.finishing = None;
@@ -118,6 +124,8 @@ impl Resync {
         self.failed = 0;
         self.pending = 0;
         self.asked.clear();
+        self.unflushed.clear();
+        self.flushing.clear();
         self.timer = None;
         self.finishing = None;
         self.sync_uuid_due = None;

@@ -7,10 +7,12 @@ use super::STEP;
 use super::source::Locks;
 use crate::Engine;
 use crate::connection::parameters::Verdict;
+use crate::disk::Purpose;
 use crate::interface::{Action, Buffer, DiscardMode, Duration, Level};
 use crate::peer::{PeerOperation, PeerRequest};
 use crate::sending::Ack;
 use crate::slab::Key;
+use crate::volume::Disk;
 
 /// Blocks of a 16 MiB extent.
 const EXTENT_BLOCKS: u64 = udrbd_units::RESYNC_EXTENT_BLOCKS;
@@ -66,6 +68,7 @@ impl Engine {
     fn ask_for_blocks(&mut self, index: usize, limit: u64) -> Asked {
         let volume = &mut self.volumes[index];
         let capacity = volume.size;
+        let is_thin_agreed = self.connection.dialect.has(wire::Features::THIN_RESYNC);
         let Some(disk) = &mut volume.disk else { return Asked::Nothing };
         let Some(block) = disk.bitmap.find_next_set(BlockNumber(volume.resync.next_block)) else {
             volume.resync.next_block = disk.bitmap.bits();
@@ -79,7 +82,8 @@ impl Engine {
             return Asked::Busy;
         };
         let limit_bytes = disk.properties.max_request_bytes.min(REQUEST_BYTES_MAX);
-        let blocks = run_length(&disk.bitmap, block.0, limit, limit_bytes);
+        let thin_bytes = thin_bytes(disk).filter(|_| is_thin_agreed);
+        let blocks = run_length(&disk.bitmap, block.0, limit, limit_bytes, thin_bytes);
         volume.resync.next_block = block.0 + blocks;
         let start = udrbd_units::Sector::of_block(block);
         let sectors = (blocks * 8).min(capacity.0 - start.0);
@@ -102,7 +106,11 @@ impl Engine {
             volume.counters.peer_pending += 1;
             volume.resync.pending += 1;
             let request = wire::BlockRequest::new(range.start, wire::BlockId::SYNCER, range.bytes);
-            self.send_on_data(index, wire::Packet::ResyncDataRequest(request));
+            let packet = match thin_bytes {
+                Some(bytes) if bytes == range.bytes => wire::Packet::ResyncThinRequest(request),
+                _ => wire::Packet::ResyncDataRequest(request),
+            };
+            self.send_on_data(index, packet);
         }
         Asked::Blocks(blocks)
     }
@@ -229,23 +237,65 @@ impl Engine {
         key
     }
 
-    /// A resync write has ended.
+    /// A resync write has ended. It counts once it is on stable storage: the peer forgets that the block differed when it
+    /// hears of it, so a loss of power here must not undo it (io spec I11).
     pub(crate) fn resync_write_ended(&mut self, key: Key) {
-        let Some(request) = self.peer_requests.remove(key) else { return };
-        let (index, range) = (request.volume, request.range);
-        self.release(request.buffer);
+        let Some(request) = self.peer_requests.get_mut(key) else { return };
+        let (index, range, good) = (request.volume, request.range, !request.failed && !request.orphaned);
+        let buffer = request.buffer.take();
+        self.release(buffer);
         let volume = &mut self.volumes[index];
         volume.sync_writes.remove(range, key);
+        let volatile = volume.disk.as_ref().is_some_and(|disk| disk.properties.volatile_cache);
+        if good && volatile && volume.has_disk() {
+            volume.resync.unflushed.push(key);
+            self.flush_resync_writes(index);
+        } else {
+            self.resync_write_is_stable(key, good);
+        }
+    }
+
+    /// Flushes what has been written of a resync, in one go for everything that ended meanwhile.
+    fn flush_resync_writes(&mut self, index: usize) {
+        let resync = &mut self.volumes[index].resync;
+        if !resync.flushing.is_empty() || resync.unflushed.is_empty() {
+            return;
+        }
+        std::mem::swap(&mut resync.flushing, &mut resync.unflushed);
+        let volume = self.volumes[index].number;
+        let token = self.start_io(index, Purpose::ResyncFlush);
+        self.out.push(Action::Flush { token, volume });
+    }
+
+    /// The flush has ended.
+    pub(crate) fn resync_flushed(&mut self, index: usize, failed: bool) {
+        let mut flushed = std::mem::take(&mut self.volumes[index].resync.flushing);
+        for key in flushed.drain(..) {
+            self.resync_write_is_stable(key, !failed);
+        }
+        let resync = &mut self.volumes[index].resync;
+        if resync.flushing.is_empty() {
+            resync.flushing = flushed;
+        }
+        self.flush_resync_writes(index);
+        self.resync_may_be_done(index);
+    }
+
+    /// A resync write is done for good.
+    fn resync_write_is_stable(&mut self, key: Key, good: bool) {
+        let Some(request) = self.peer_requests.remove(key) else { return };
+        let (index, range) = (request.volume, request.range);
+        let volume = &mut self.volumes[index];
         volume.counters.written_sectors += range.sectors();
         volume.counters.unacknowledged = volume.counters.unacknowledged.saturating_sub(1);
-        if request.failed {
+        if good {
+            self.set_in_sync(index, range);
+        } else if request.failed || !request.orphaned {
             self.count_failed_blocks(index, range);
             self.local_io_failed(index, false);
-        } else {
-            self.set_in_sync(index, range);
         }
         if !request.orphaned {
-            let ack = if request.failed { Ack::Failed } else { Ack::WrittenInSync };
+            let ack = if good { Ack::WrittenInSync } else { Ack::Failed };
             self.send_ack(index, ack, range.start, wire::BlockId::SYNCER, range.bytes);
         }
         self.unlock(index, request.locks);
@@ -280,7 +330,10 @@ impl Engine {
         let volume = &self.volumes[index];
         let target =
             matches!(volume.state.connection, ConnectionState::SyncTarget | ConnectionState::PausedSyncT);
-        let quiet = volume.resync.asked.is_empty() && volume.sync_writes.is_empty();
+        let quiet = volume.resync.asked.is_empty()
+            && volume.sync_writes.is_empty()
+            && volume.resync.unflushed.is_empty()
+            && volume.resync.flushing.is_empty();
         if !target
             || !quiet
             || !volume.resync.running
@@ -302,8 +355,25 @@ impl Engine {
     }
 }
 
+/// The size of requests that a hole may answer: `rs-discard-granularity` in whole granules of the device; `None` where
+/// it does not discard (io spec 15.9).
+fn thin_bytes(disk: &Disk) -> Option<u32> {
+    let granule = disk.properties.discard_granularity_bytes;
+    let wanted = disk.options.rs_discard_granularity_bytes;
+    if granule == 0 || wanted == 0 {
+        return None;
+    }
+    wanted.checked_next_multiple_of(granule).filter(|bytes| *bytes <= REQUEST_BYTES_MAX)
+}
+
 /// How many blocks from `first` on make one request (io spec 15.3).
-fn run_length(bitmap: &crate::bitmap::Bitmap, first: u64, limit: u64, bytes_max: u32) -> u64 {
+fn run_length(
+    bitmap: &crate::bitmap::Bitmap,
+    first: u64,
+    limit: u64,
+    bytes_max: u32,
+    thin_bytes: Option<u32>,
+) -> u64 {
     let most = limit.min(u64::from(bytes_max) / 4096).max(1);
     let mut blocks = 1;
     while blocks < most {
@@ -311,6 +381,7 @@ fn run_length(bitmap: &crate::bitmap::Bitmap, first: u64, limit: u64, bytes_max:
         // The start is aligned to the next power of two above the size so far.
         let aligned = first.is_multiple_of((blocks + 1).next_power_of_two());
         if !aligned
+            || thin_bytes.is_some_and(|bytes| u64::from(bytes) == blocks * 4096)
             || next.is_multiple_of(EXTENT_BLOCKS)
             || next >= bitmap.bits()
             || !bitmap.any_set(next..=next)
