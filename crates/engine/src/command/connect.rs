@@ -71,6 +71,9 @@ impl Engine {
             Verbosity::Verbose,
         );
         self.reply(id, Ok(()));
+        for volume in &mut self.volumes {
+            (volume.counters.sent_sectors, volume.counters.received_sectors) = (0, 0);
+        }
     }
 
     /// Checks and takes over a `net` section. `Err`: DRBD's number.

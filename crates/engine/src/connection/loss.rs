@@ -3,6 +3,7 @@
 use udrbd_units::{ConnectionState, DiskState, Role};
 
 use super::Stage;
+use super::establish::Establish;
 use crate::Engine;
 use crate::change::Verbosity;
 use crate::interface::{Handler, Level};
@@ -53,6 +54,9 @@ impl Engine {
     fn begin_loss(&mut self) {
         // A peer that asked for the end still gets the answer.
         let graceful = self.connection.state == ConnectionState::TearDown || self.connection.disconnect_sent;
+        if self.connection.establish != Establish::Off {
+            self.say(Level::Warning, None, "Discarding network configuration.".to_owned());
+        }
         self.abandon_attempt(!graceful);
         self.stop_keepalive();
         self.connection.deadline = None;

@@ -73,6 +73,7 @@ impl Engine {
                 }
             }
         };
+        let integrity_changes = self.connection.peer_integrity != algorithm;
         self.connection.peer_integrity = algorithm;
         if update && let Some(options) = &mut self.connection.options {
             options.protocol = own_protocol(parameters.protocol);
@@ -80,8 +81,10 @@ impl Engine {
             options.after_sb_1pri = own_policy(parameters.after_split_brain_1);
             options.after_sb_2pri = own_policy(parameters.after_split_brain_2);
             options.allow_two_primaries = parameters.two_primaries;
-            let name = if integrity.is_empty() { "(none)".to_owned() } else { integrity };
-            self.say(Level::Info, None, format!("peer data-integrity-alg: {name}"));
+            if integrity_changes {
+                let name = if integrity.is_empty() { "(none)".to_owned() } else { integrity };
+                self.say(Level::Info, None, format!("peer data-integrity-alg: {name}"));
+            }
         }
         Verdict::Good
     }

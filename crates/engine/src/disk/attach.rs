@@ -106,6 +106,9 @@ impl Engine {
             return;
         }
         self.attach_count += 1;
+        let counters = &mut self.volumes[index].counters;
+        (counters.sent_sectors, counters.received_sectors) = (0, 0);
+        (counters.written_sectors, counters.read_sectors) = (0, 0);
         self.volumes[index].quiesce += 1;
         self.volumes[index].attaching = Some(Box::new(Attaching {
             command,
@@ -589,6 +592,10 @@ impl Engine {
     /// The disk begins to serve (states spec 13.1 steps 6 to 12).
     fn publish_disk(&mut self, index: usize, attaching: &mut Attaching) -> Result<Progress, Failure> {
         let Some(geometry) = attaching.geometry else { return Ok(Progress::Waiting) };
+        if self.connection.state_sent {
+            // The peer decides by what it was told, which is that there is no disk (states spec 3.6, X7).
+            return Ok(Progress::Waiting);
+        }
         let facts = self.attach_facts(index, attaching);
         let state = self.volumes[index].state;
         let found = attached_state(facts, state.peer_disk);

@@ -183,6 +183,7 @@ impl Engine {
             _ => receiver.plain(bytes, &mut sink),
         };
         let finished = receiver.is_finished();
+        let statistics = *receiver.statistics();
         volume.counters.out_of_sync_sectors = disk.bitmap.set_count() * 8;
         if let Err(error) = merged {
             self.say(Level::Error, Some(index), error.to_string());
@@ -192,6 +193,9 @@ impl Engine {
             return Verdict::Good;
         }
         self.volumes[index].exchange.receiver = None;
+        if statistics.saved_anything() {
+            self.say(Level::Info, Some(index), format!("receive {statistics}"));
+        }
         match state {
             ConnectionState::WFBitMapT => self.begin_sending_bitmap(index),
             ConnectionState::WFBitMapS => {

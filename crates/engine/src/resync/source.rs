@@ -76,6 +76,7 @@ impl Engine {
             (request.volume, request.range, request.request(), request.failed);
         let buffer = request.buffer;
         let PeerOperation::ResyncRead { thin, digest: wanted } = request.operation else { return };
+        self.volumes[index].resync.by_checksum |= wanted.is_some();
         let state = self.volumes[index].state;
         if state.connection == ConnectionState::Ahead {
             let sequence = wire::SequenceNumber(self.volumes[index].next_sequence());
@@ -94,6 +95,7 @@ impl Engine {
         } else if state.peer_disk < DiskState::Inconsistent {
             // Nobody is there to take it.
         } else if wanted.is_some() && wanted == digest {
+            self.volumes[index].resync.equal_blocks += range.sectors() / 8;
             self.set_in_sync(index, range);
             let sequence = wire::SequenceNumber(self.volumes[index].next_sequence());
             let ack = wire::BlockAck {
