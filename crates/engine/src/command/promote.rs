@@ -226,6 +226,8 @@ impl Engine {
                 self.new_current_generation(index);
             }
             version = self.change_generations(index, |set| set.mark_role(true));
+            // No write before the superblock says Primary: after a crash the activity log would not count.
+            self.volumes[index].current_due = Some(version);
         }
         if self.connection.state >= ConnectionState::WFReportParams {
             if promotion.forced {

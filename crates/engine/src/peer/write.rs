@@ -226,8 +226,11 @@ impl Engine {
     /// Whether the activity log covers a write of the peer, where it has to.
     fn is_covered(&self, index: usize, range: SectorRange) -> bool {
         let volume = &self.volumes[index];
+        // Also the superblock has to say that the log counts after a crash.
         let committed = volume.disk.as_ref().is_none_or(|disk| {
-            disk.transaction == crate::volume::TransactionStep::Idle && !disk.log.pending()
+            disk.transaction == crate::volume::TransactionStep::Idle
+                && !disk.log.pending()
+                && disk.superblock_durable >= disk.superblock_version
         });
         !self.stores_alone(index) || range.bytes == 0 || (volume.peer_extents == Some(range) && committed)
     }

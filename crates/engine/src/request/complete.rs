@@ -1,5 +1,7 @@
 //! How requests end (io spec 5.3 to 5.6).
 
+use udrbd_units::DiskState;
+
 use super::{Local, Net};
 use crate::Engine;
 use crate::interface::{Action, Buffer, ClientError, Level, Operation};
@@ -65,8 +67,9 @@ impl Engine {
         request.held = false;
         let (index, epoch, id, in_log) = (request.volume, request.epoch, request.id, request.in_log);
         // A write that only a disk has which has failed since is lost with it: the generation it belongs to may not be
-        // known there (io spec I13).
-        let kept = request.operation == Operation::Read || self.volumes[request.volume].has_disk();
+        // known there (io spec I13). On a disk that is the target of a resync it would be overwritten by the next one.
+        let kept = request.operation == Operation::Read
+            || self.volumes[request.volume].state.disk == DiskState::UpToDate;
         let good = (request.local == Local::Ok && kept) || request.net == Net::Ok;
         let buffer = request.buffer.take();
         if in_log && epoch == self.connection.epoch {
