@@ -8,7 +8,7 @@ use udrbd_wire::{
     Packet, ProtocolParameters, Sizes, Socket, StateChange, StateReturnCode, StateWord, SyncParameters,
 };
 
-use crate::session::{Received, Session};
+use crate::captures::session::{Received, Session};
 
 /// The lines of a listing that are packets, by who sent them and in order; and what else the test must know.
 #[derive(Debug, Default)]

@@ -4,15 +4,17 @@
 //! The captures of the directory named by `UDRBD_EXTRA_VECTORS` are tried too, if it is set.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod capture;
+#[path = "../captures/mod.rs"]
+#[allow(dead_code, reason = "the engine's tests use the rest")]
+mod captures;
 mod listing;
-mod session;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use captures::capture;
+use captures::session::{Received, Session, sessions};
 use listing::{Listing, Writer};
-use session::{Received, Session, sessions};
 use udrbd_units::VolumeNumber;
 use udrbd_wire::bitmap::{BitmapReceiver, BitmapSender};
 use udrbd_wire::{Authentication, DigestAlgorithm, Packet, Socket, WireError};

@@ -5,7 +5,7 @@ use udrbd_wire::{
     Command, Dialect, DigestAlgorithm, Expected, Features, Header, Incoming, Packet, Reception, Socket,
 };
 
-use crate::capture::Connection;
+use super::capture::{Connection, Moment, Stream};
 
 /// A packet with everything that was on the wire.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub(crate) struct Received {
     pub(crate) digest: Vec<u8>,
     pub(crate) payload: Vec<u8>,
     pub(crate) bytes: Vec<u8>,
+    /// When its last byte was captured.
+    pub(crate) at: Moment,
     pub(crate) dialect: Dialect,
     pub(crate) integrity: Option<DigestAlgorithm>,
 }
@@ -32,11 +34,12 @@ pub(crate) struct Session {
 pub(crate) fn sessions(connections: &[Connection], authentication: DigestAlgorithm) -> Vec<Session> {
     let dialect = agreed(connections);
     let session = |connection: &Connection| {
-        let streams = connection.streams.each_ref().map(|stream| stream.bytes());
-        let initial = streams.iter().find_map(|bytes| first_command(bytes));
+        let initial = connection.streams.iter().find_map(|stream| first_command(&stream.bytes()));
         let socket = initial.map(Command::socket);
-        let sent =
-            streams.map(|bytes| receive(&bytes, socket.unwrap_or(Socket::Data), dialect, authentication));
+        let sent = connection
+            .streams
+            .each_ref()
+            .map(|stream| receive(stream, socket.unwrap_or(Socket::Data), dialect, authentication));
         Session { number: connection.number, socket, sent }
     };
     connections.iter().map(session).collect()
@@ -49,7 +52,7 @@ fn first_command(bytes: &[u8]) -> Option<Command> {
 }
 
 /// What the nodes of a capture agree on: a proxy may have lowered one of the two announcements.
-fn agreed(connections: &[Connection]) -> Dialect {
+pub(crate) fn agreed(connections: &[Connection]) -> Dialect {
     let mut dialect = Dialect::NEWEST;
     for stream in connections.iter().flat_map(|connection| &connection.streams) {
         let bytes = stream.bytes();
@@ -68,12 +71,14 @@ fn agreed(connections: &[Connection]) -> Dialect {
 }
 
 fn receive(
-    mut rest: &[u8],
+    stream: &Stream,
     socket: Socket,
     dialect: Dialect,
     authentication: DigestAlgorithm,
 ) -> Vec<Received> {
     let mut packets = Vec::new();
+    let all = stream.bytes();
+    let mut rest = &all[..];
     // Who accepts the meta socket says nothing on it before the agreement.
     let begins = if first_command(rest).is_some() { Dialect::UNNEGOTIATED } else { dialect };
     let mut reception = Reception { dialect: begins, integrity: None };
@@ -100,6 +105,7 @@ fn receive(
             digest: digest.to_vec(),
             payload: payload.to_vec(),
             bytes: bytes.to_vec(),
+            at: stream.arrival(all.len() - rest.len() + total),
             dialect: reception.dialect,
             integrity: reception.integrity,
             packet: packet.clone(),
