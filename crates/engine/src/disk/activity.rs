@@ -128,19 +128,6 @@ impl Engine {
         }
     }
 
-    pub(crate) fn write_page(
-        &mut self,
-        index: usize,
-        purpose: Purpose,
-        position: udrbd_units::Sector,
-        block: crate::interface::MetadataBlock,
-    ) {
-        let token = self.start_io(index, purpose);
-        self.volumes[index].counters.bitmap_writes += 1;
-        let volume = self.volumes[index].number;
-        self.out.push(Action::WriteMetadata { token, volume, position, block, preflush: false, fua: false });
-    }
-
     fn write_transaction(&mut self, index: usize) {
         let mut block = self.take_block();
         let token = self.start_io(index, Purpose::Transaction);

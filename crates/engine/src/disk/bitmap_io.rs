@@ -1,8 +1,11 @@
 //! Writing the bitmap in bulk: the changed pages, and the bracket around a full sync (io spec 14; metadata spec 8.8).
 
+use udrbd_metadata::Flags;
+use udrbd_units::Sector;
+
 use super::Purpose;
 use crate::Engine;
-use udrbd_metadata::Flags;
+use crate::interface::{Action, IoError, MetadataBlock};
 
 /// Pages in flight at the most.
 const PAGES_IN_FLIGHT: u32 = 512;
@@ -13,6 +16,14 @@ struct Pass {
     number: u64,
     next: usize,
     outstanding: u32,
+}
+
+/// A page that says that blocks are in sync which may still be in the cache of the disk.
+#[derive(Debug)]
+struct HeldPage {
+    purpose: Purpose,
+    position: Sector,
+    block: MetadataBlock,
 }
 
 /// Where the bracket of a full sync stands.
@@ -39,6 +50,11 @@ pub(crate) struct BitmapIo {
     unflushed: bool,
     /// A page could not be written.
     incomplete: bool,
+    /// Bits have been cleared since the last flush of the data.
+    cleared: bool,
+    /// Pages that wait for the flush in flight, and for the one after it.
+    flushing: Option<Vec<HeldPage>>,
+    held: Vec<HeldPage>,
 }
 
 impl BitmapIo {
@@ -64,6 +80,11 @@ impl BitmapIo {
 
     pub(crate) const fn page_was_written(&mut self) {
         self.unflushed = true;
+    }
+
+    /// Bits have been cleared of blocks that may still be in the cache of the disk.
+    pub(crate) const fn bits_were_cleared(&mut self) {
+        self.cleared = true;
     }
 
     /// Whether a flush is due before the next block that relies on pages being durable; it is taken as done.
@@ -149,11 +170,7 @@ impl Engine {
         }
     }
 
-    fn take_page_of_pass(
-        &mut self,
-        index: usize,
-        block: &mut crate::interface::MetadataBlock,
-    ) -> Option<(usize, udrbd_units::Sector)> {
+    fn take_page_of_pass(&mut self, index: usize, block: &mut MetadataBlock) -> Option<(usize, Sector)> {
         let disk = self.volumes[index].disk.as_mut()?;
         let pass = disk.bitmap_io.pass.as_mut().filter(|pass| pass.outstanding < PAGES_IN_FLIGHT)?;
         let page = disk.bitmap.next_changed_page(pass.next)?;
@@ -164,6 +181,66 @@ impl Engine {
         pass.next = page + 1;
         pass.outstanding += 1;
         Some((page, disk.layout.bitmap_page(page as u64)))
+    }
+
+    /// Writes a page of the bitmap. A bit that is clear on disk says that the block is there for good, so what has been
+    /// cleared since the last flush of the data gets there only behind the next one (io spec I1, I11).
+    pub(super) fn write_page(
+        &mut self,
+        index: usize,
+        purpose: Purpose,
+        position: Sector,
+        block: MetadataBlock,
+    ) {
+        let Some(disk) = &mut self.volumes[index].disk else { return };
+        let io = &mut disk.bitmap_io;
+        if disk.properties.volatile_cache && (io.cleared || io.flushing.is_some()) {
+            io.held.push(HeldPage { purpose, position, block });
+            self.flush_for_pages(index);
+        } else {
+            self.write_page_now(index, HeldPage { purpose, position, block });
+        }
+    }
+
+    fn write_page_now(&mut self, index: usize, page: HeldPage) {
+        let HeldPage { purpose, position, block } = page;
+        let token = self.start_io(index, purpose);
+        self.volumes[index].counters.bitmap_writes += 1;
+        let volume = self.volumes[index].number;
+        self.out.push(Action::WriteMetadata { token, volume, position, block, preflush: false, fua: false });
+    }
+
+    fn flush_for_pages(&mut self, index: usize) {
+        let Some(disk) = &mut self.volumes[index].disk else { return };
+        let io = &mut disk.bitmap_io;
+        if io.flushing.is_some() || io.held.is_empty() {
+            return;
+        }
+        io.flushing = Some(std::mem::take(&mut io.held));
+        io.cleared = false;
+        let volume = self.volumes[index].number;
+        let token = self.start_io(index, Purpose::BitmapFlush);
+        self.out.push(Action::Flush { token, volume });
+    }
+
+    /// The data are on stable storage as they were when the flush began: so may be the pages taken before.
+    pub(super) fn flushed_for_pages(&mut self, index: usize, result: Result<(), IoError>) {
+        let Some(disk) = &mut self.volumes[index].disk else { return };
+        let io = &mut disk.bitmap_io;
+        let mut pages = io.flushing.take().unwrap_or_default();
+        if !io.cleared {
+            pages.append(&mut io.held);
+        }
+        self.attention = true;
+        for page in pages {
+            match (result, page.purpose) {
+                (Ok(()), _) => self.write_page_now(index, page),
+                (Err(_), Purpose::HintedPage { page }) => self.hinted_page_written(index, page, true),
+                (Err(_), Purpose::BitmapPage { page }) => self.bitmap_page_written(index, page, true),
+                (Err(_), _) => {}
+            }
+        }
+        self.flush_for_pages(index);
     }
 
     pub(super) fn bitmap_page_written(&mut self, index: usize, page: usize, failed: bool) {

@@ -30,6 +30,8 @@ pub(crate) enum Purpose {
     BitmapPage { page: usize },
     /// A page that has to be durable before an activity log transaction.
     HintedPage { page: usize },
+    /// The flush of the data that pages of the bitmap wait for.
+    BitmapFlush,
     /// The transaction.
     Transaction,
     /// A step of an attach; the number is the attach's own.
@@ -77,6 +79,7 @@ impl Engine {
             Purpose::RequestLocal(key) => self.request_local_done(key, result.is_err()),
             Purpose::PeerRequest(key) => self.peer_disk_done(key, result),
             Purpose::EpochFlush => self.epoch_flushed(io.volume, result),
+            Purpose::BitmapFlush => self.flushed_for_pages(io.volume, result),
             Purpose::ResyncFlush => self.resync_flushed(io.volume, result.is_err()),
             _ => {}
         }
@@ -150,6 +153,7 @@ impl Engine {
         };
         let cleared = disk.bitmap.clear_range(blocks);
         if cleared > 0 {
+            disk.bitmap_io.bits_were_cleared();
             volume.counters.out_of_sync_sectors = disk.bitmap.set_count() * 8;
             let left = disk.bitmap.set_count();
             volume.resync.advance(now, left);

@@ -121,6 +121,7 @@ impl Engine {
             self.run_handler(Handler::UnfencePeer, None);
         }
         if target {
+            self.write_changed_pages_before_superblock(index);
             self.run_handler(Handler::AfterResyncTarget, Some(index));
         }
         self.touch_superblock(index);

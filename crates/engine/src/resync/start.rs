@@ -91,7 +91,9 @@ impl Engine {
         let text = format!("Began resync as {name} (will sync {} KB [{bits} bits set]).", bits * 4);
         self.say(Level::Info, Some(index), text);
         if side == ConnectionState::SyncTarget {
-            // Inconsistent has to be on disk before the first block is overwritten (io spec I9).
+            // Inconsistent has to be on disk before the first block is overwritten (io spec I9); and the bits the peer has
+            // told of, for it forgets them when this node has written the blocks, be it only to a cache.
+            self.write_changed_pages_before_superblock(index);
             let version = self.touch_superblock(index);
             self.volumes[index].resync.after_superblock = Some(version);
             if !paused {

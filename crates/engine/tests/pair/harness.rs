@@ -6,8 +6,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use udrbd_engine::Engine;
 use udrbd_engine::interface::{
     Action, AttachSettings, Buffer, ClientError, ClientRequest, Command, CommandId, CommandResult,
-    DiskOptions, DiskProperties, Event, Handler, IoError, NetOptions, Operation, Payload, Report, RequestId,
-    ResourceOptions, SocketId, SocketLoss, Time, VolumeStatus,
+    DiskOptions, DiskProperties, Event, Handler, HandlerId, IoError, NetOptions, Operation, Payload, Report,
+    RequestId, ResourceOptions, SocketId, SocketLoss, Time, VolumeStatus,
 };
 use udrbd_metadata::{Layout, Placement, Striping, Superblock, activity_log};
 use udrbd_units::{Minor, Sector, SectorRange, VolumeNumber};
@@ -25,6 +25,10 @@ pub(crate) struct Node {
     pub(crate) handlers: Vec<Handler>,
     /// Exit codes of handlers; 0 where there is none.
     pub(crate) exits: HashMap<Handler, i32>,
+    /// Handlers end when the test says so.
+    pub(crate) slow_handlers: bool,
+    /// Handlers that have not ended.
+    pub(crate) handlers_at_work: Vec<HandlerId>,
     /// Data operations fail.
     pub(crate) failing: bool,
     /// Writes of metadata fail.
@@ -33,6 +37,10 @@ pub(crate) struct Node {
     pub(crate) bad_metadata: std::ops::Range<u64>,
     /// Where metadata were written, and whether with a flush before.
     pub(crate) metadata_writes: Vec<(u64, bool)>,
+    /// Data have been written since the last flush.
+    unflushed: bool,
+    /// Pages of the bitmap written while that was so.
+    pub(crate) hasty_pages: usize,
     /// Actions on data are kept instead of done.
     pub(crate) stuck: bool,
     /// Writes of metadata are kept instead of done.
@@ -74,10 +82,14 @@ impl Node {
             completions: HashMap::new(),
             handlers: Vec::new(),
             exits: HashMap::new(),
+            slow_handlers: false,
+            handlers_at_work: Vec::new(),
             failing: false,
             failing_metadata: false,
             bad_metadata: 0..0,
             metadata_writes: Vec::new(),
+            unflushed: false,
+            hasty_pages: 0,
             stuck: false,
             stuck_metadata: false,
             kept: Vec::new(),
@@ -465,6 +477,11 @@ impl Pair {
         None
     }
 
+    /// A handler ends.
+    pub(crate) fn handler_exit(&mut self, node: usize, handler: HandlerId, status: i32) {
+        self.events.push_back((node, Event::HandlerExit { handler, status }));
+    }
+
     /// What was kept while the disk was stuck happens now.
     pub(crate) fn unstick(&mut self, node: usize) {
         self.nodes[node].stuck = false;
@@ -518,10 +535,12 @@ impl Pair {
                     let bytes = self.nodes[node].buffers[&buffer.0].clone();
                     assert_eq!(bytes.len(), range.bytes as usize);
                     self.nodes[node].store(range.start.0, &bytes);
+                    self.nodes[node].unflushed = true;
                 }
                 self.events.push_back((node, Event::WriteDone { token, result: outcome }));
             }
             Action::Flush { token, .. } => {
+                self.nodes[node].unflushed = false;
                 self.events.push_back((node, Event::WriteDone { token, result: outcome }));
             }
             Action::Discard { token, range, .. } => {
@@ -534,6 +553,11 @@ impl Pair {
             }
             Action::WriteMetadata { token, position, block, preflush, .. } => {
                 self.nodes[node].metadata_writes.push((position.0, preflush));
+                self.nodes[node].unflushed &= !preflush;
+                let layout = internal(self.sectors);
+                if (layout.bitmap_start().0..layout.al_start().0).contains(&position.0) {
+                    self.nodes[node].hasty_pages += usize::from(self.nodes[node].unflushed);
+                }
                 let bad = self.nodes[node].bad_metadata.contains(&position.0);
                 let failing = self.nodes[node].failing_metadata || bad;
                 let result = if failing { Err(IoError { errno: 5 }) } else { Ok(()) };
@@ -569,7 +593,11 @@ impl Pair {
             Action::RunHandler { handler, name, .. } => {
                 self.nodes[node].handlers.push(name);
                 let status = self.nodes[node].exits.get(&name).copied().unwrap_or(0);
-                self.events.push_back((node, Event::HandlerExit { handler, status }));
+                if self.nodes[node].slow_handlers {
+                    self.nodes[node].handlers_at_work.push(handler);
+                } else {
+                    self.handler_exit(node, handler, status);
+                }
             }
             Action::Report(Report::Log { text, .. }) => self.nodes[node].log.push(text),
             Action::Report(_) => {}
