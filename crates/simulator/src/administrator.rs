@@ -68,6 +68,7 @@ impl World {
                 self.close_end(connection, end, ending);
             }
         }
+        self.checker.daemon_lost(node);
         self.nodes[node].forget_daemon();
         self.are_equal = false;
         if power {

@@ -47,7 +47,7 @@ pub(crate) struct Checker {
     pub(crate) exclusive: [BTreeSet<Tag>; 2],
     /// An administrator allowed this disk's data to be discarded.
     pub(crate) excused: [bool; 2],
-    /// Completed writes no flush has confirmed.
+    /// Completed writes of a node's clients that no flush of theirs has confirmed.
     unflushed: [Vec<Tag>; 2],
     /// Discards and writes of zeroes; those that are not over.
     zeroes: Vec<Tag>,
@@ -161,8 +161,8 @@ impl Checker {
         }
     }
 
-    /// A write completed. `on`: which disks have it.
-    pub(crate) fn complete_write(&mut self, number: Tag, on: [bool; 2]) {
+    /// A write of this node's clients completed. `on`: which disks have it.
+    pub(crate) fn complete_write(&mut self, number: Tag, issuer: NodeId, on: [bool; 2]) {
         let now = self.tick();
         self.writes[number as usize].done = now;
         self.zeroing.retain(|other| *other != number);
@@ -170,7 +170,9 @@ impl Checker {
         for disk in 0..2 {
             if on[disk] {
                 self.settle_view(disk, number, &write);
-                self.unflushed[disk].push(number);
+                if disk == issuer {
+                    self.unflushed[disk].push(number);
+                }
             } else if on[1 - disk] {
                 self.exclusive[1 - disk].insert(number);
             }
@@ -270,6 +272,10 @@ impl Checker {
         for number in lost {
             self.exclusive[node].remove(&number);
         }
+    }
+
+    /// The daemon of a node is gone: nobody there can flush for those who wrote before.
+    pub(crate) fn daemon_lost(&mut self, node: NodeId) {
         self.unflushed[node].clear();
     }
 
@@ -281,6 +287,7 @@ impl Checker {
             return Err(Violation { rule: "no completed write is discarded silently", text });
         }
         self.exclusive[node].clear();
+        self.unflushed[node].clear();
         self.views[node] = self.views[1 - node].clone();
         Ok(())
     }

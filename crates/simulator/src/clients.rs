@@ -115,6 +115,10 @@ impl World {
                 (write, issued) = self.checker.issue_write(range, true);
             }
         }
+        if self.is_tracing() {
+            let text = format!("request {} is write {write}: {operation:?} {range:?}", id.0);
+            self.say(&text);
+        }
         let mirrored_since = self.mirrored_since(node);
         let own = &mut self.nodes[node];
         let stored_since = own.storing.then_some(own.disk_losses);
@@ -215,6 +219,6 @@ impl World {
                 }
             }
         }
-        self.checker.complete_write(write, on);
+        self.checker.complete_write(write, node, on);
     }
 }
