@@ -13,7 +13,7 @@ pub(crate) enum Reason {
     /// Nothing.
     Nobody,
     /// A resync may start.
-    BeforeResync { index: usize },
+    BeforeResync { index: usize, handler: u64 },
     /// I/O of a Primary that lost the peer; `count` connections had been made then.
     FenceAfterLoss { count: u32 },
     /// A promotion.
@@ -41,7 +41,7 @@ impl Engine {
         self.attention = true;
         match reason {
             Reason::Nobody => {}
-            Reason::BeforeResync { index } => self.resync_handler_done(index, status),
+            Reason::BeforeResync { index, handler } => self.resync_handler_done(index, handler, status),
             Reason::FenceAfterLoss { count } => {
                 self.connection.fencing_running = false;
                 self.fence_result(status, count);

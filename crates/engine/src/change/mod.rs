@@ -142,6 +142,10 @@ impl Engine {
                 self.connection.state_sent = false;
             }
         }
+        if new.connection == WFReportParams {
+            // The peer took its volume away, and may come with another.
+            self.volumes[index].peer_generations = None;
+        }
         if new.is_syncing() && !old.is_syncing() {
             self.volumes[index].resync.done_posted = false;
         }

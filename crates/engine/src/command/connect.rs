@@ -6,7 +6,7 @@ use udrbd_wire as wire;
 use super::{Running, code};
 use crate::Engine;
 use crate::change::Verbosity;
-use crate::interface::{CommandId, Failure, Fencing, NetOptions, OnCongestion, Protocol};
+use crate::interface::{CommandId, Failure, Fencing, NetOptions, OnCongestion, Protocol, Time};
 use crate::state::{Enforcement, OutdateFailure, StateChangeResult as Code, StateRequest};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,11 +45,18 @@ impl Attempt {
 pub(crate) struct Disconnecting {
     id: CommandId,
     step: Step,
+    /// How long a handshake under way is waited for.
+    until: Option<Time>,
 }
 
 impl Disconnecting {
     pub(super) const fn new(id: CommandId, force: bool) -> Self {
-        Self { id, step: Step::Try(if force { Attempt::Hard } else { Attempt::Plain }) }
+        Self { id, step: Step::Try(if force { Attempt::Hard } else { Attempt::Plain }), until: None }
+    }
+
+    /// When to look at it again if nothing happens.
+    pub(crate) const fn timeout(&self) -> Option<Time> {
+        self.until
     }
 }
 
@@ -64,6 +71,9 @@ impl Engine {
             self.reply(id, Err(Failure::configuration(code)));
             return;
         }
+        for volume in &mut self.volumes {
+            (volume.counters.sent_sectors, volume.counters.received_sectors) = (0, 0);
+        }
         self.change_connection(
             StateRequest::connection(ConnectionState::Unconnected),
             Enforcement::Soft,
@@ -71,9 +81,6 @@ impl Engine {
             Verbosity::Verbose,
         );
         self.reply(id, Ok(()));
-        for volume in &mut self.volumes {
-            (volume.counters.sent_sectors, volume.counters.received_sectors) = (0, 0);
-        }
     }
 
     /// Checks and takes over a `net` section. `Err`: DRBD's number.
@@ -195,7 +202,10 @@ impl Engine {
         loop {
             match disconnecting.step {
                 Step::Try(attempt) => {
-                    let result = self.try_disconnect(attempt)?;
+                    let Some(result) = self.try_disconnect(attempt) else {
+                        return self.patience_is_over(disconnecting).then_some(Err(Code::InTransientState));
+                    };
+                    disconnecting.until = None;
                     match result {
                         Tried::Asked => disconnecting.step = Step::Asked(attempt),
                         Tried::Verdict(code) => match next(attempt, code, self.connection.state) {
@@ -220,6 +230,17 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Whether a disconnect has waited long enough for a handshake that does not end.
+    fn patience_is_over(&self, disconnecting: &mut Disconnecting) -> bool {
+        if self.connection.change_pending {
+            // Another disconnect waits for the peer.
+            disconnecting.until = None;
+            return false;
+        }
+        let patience = self.handshake_timeout();
+        *disconnecting.until.get_or_insert(self.now.after(patience)) <= self.now
     }
 
     fn try_disconnect(&mut self, attempt: Attempt) -> Option<Tried> {

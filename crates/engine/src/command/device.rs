@@ -22,6 +22,8 @@ pub(crate) enum Then {
     FullSync,
     /// The superblock of this version and the bitmap are on disk.
     Durable(u64),
+    /// The volume is gone, whatever the peer thought of it.
+    Removed,
 }
 
 /// A change of one volume's state by a command.
@@ -55,7 +57,7 @@ impl Engine {
         if let Some(request) = &mut command.request {
             let Some(result) = self.poll_request(request) else { return false };
             command.request = None;
-            if !result.is_success() && command.then != Then::ReplyAlways {
+            if !result.is_success() && !matches!(command.then, Then::ReplyAlways | Then::Removed) {
                 let diskless = command.then == Then::Detached && result == Code::IsDiskless;
                 let answer = if diskless { Ok(()) } else { Err(Failure::state(result)) };
                 self.reply(command.id, answer);
@@ -68,6 +70,10 @@ impl Engine {
         let index = command.index;
         let over = match command.then {
             Then::Reply | Then::ReplyAlways => true,
+            Then::Removed => {
+                self.remove_volume(index);
+                true
+            }
             Then::Detached => self.volumes[index].state.disk != DiskState::Failed,
             Then::FullSync => self.full_sync_is_durable(index),
             Then::Durable(version) => self.superblock_is_durable(index, version),

@@ -5,7 +5,7 @@ use udrbd_units::DiskState;
 use super::{Demotion, Disconnecting, Running};
 use crate::Engine;
 use crate::change::{DeviceRequest, Verbosity};
-use crate::interface::{CommandId, Failure};
+use crate::interface::{CommandId, Failure, Time};
 use crate::state::{StateChangeResult as Code, StateRequest};
 
 #[derive(Debug)]
@@ -20,6 +20,16 @@ enum Step {
 pub(crate) struct GoingDown {
     id: CommandId,
     step: Step,
+}
+
+impl GoingDown {
+    /// When to look at it again if nothing happens.
+    pub(crate) const fn timeout(&self) -> Option<Time> {
+        match &self.step {
+            Step::Disconnect(disconnecting) => disconnecting.timeout(),
+            _ => None,
+        }
+    }
 }
 
 impl Engine {

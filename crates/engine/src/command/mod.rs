@@ -49,6 +49,8 @@ pub(crate) enum Running {
     Disconnecting(Disconnecting),
     /// `down`.
     GoingDown(GoingDown),
+    /// Waits until the handshake under way is over.
+    Deferred(CommandId, Option<Command>),
 }
 
 impl Running {
@@ -56,6 +58,8 @@ impl Running {
     pub(crate) const fn timeout(&self) -> Option<Time> {
         match self {
             Self::Promotion(promotion) => promotion.timeout(),
+            Self::Disconnecting(disconnecting) => disconnecting.timeout(),
+            Self::GoingDown(going) => going.timeout(),
             _ => None,
         }
     }
@@ -79,6 +83,12 @@ impl Engine {
             }
             None => 0,
         };
+        // What the peer has just been told must not change under its decision (states spec 3.6, X7).
+        let touches_handshake = matches!(command, Command::Attach { .. } | Command::ResumeIo { .. });
+        if touches_handshake && self.connection.state_sent {
+            self.commands.push(Running::Deferred(id, Some(command)));
+            return;
+        }
         match command {
             Command::NewMinor { volume, minor } => self.new_minor(id, volume, minor),
             Command::DelMinor { .. } => self.delete_minor(id, known),
@@ -140,8 +150,14 @@ impl Engine {
             self.reply(id, Err(Failure::configuration(code::MINOR_CONFIGURED)));
             return;
         }
-        self.remove_volume(index);
-        self.reply(id, Ok(()));
+        if state.connection < ConnectionState::Connected {
+            self.remove_volume(index);
+            self.reply(id, Ok(()));
+            return;
+        }
+        // The peer has to know, or it would go on talking to a volume that is not there.
+        let request = StateRequest::connection(ConnectionState::WFReportParams);
+        self.request_device(id, index, request, Then::Removed);
     }
 
     pub(crate) fn remove_volume(&mut self, index: usize) {
@@ -160,6 +176,7 @@ impl Engine {
                 Running::Demotion(demotion) => self.run_demotion(demotion),
                 Running::Disconnecting(disconnecting) => self.run_disconnecting(disconnecting),
                 Running::GoingDown(going) => self.run_going_down(going),
+                Running::Deferred(id, command) => self.run_deferred(*id, command),
             };
             if over {
                 progress = true;
@@ -168,6 +185,16 @@ impl Engine {
             }
         }
         progress
+    }
+
+    fn run_deferred(&mut self, id: CommandId, command: &mut Option<Command>) -> bool {
+        if self.connection.state_sent {
+            return false;
+        }
+        if let Some(command) = command.take() {
+            self.command(id, command);
+        }
+        true
     }
 
     /// Asks for a change of one volume, with the peer's consent where it takes that.

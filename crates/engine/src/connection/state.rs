@@ -44,9 +44,15 @@ impl Engine {
             connection = C::Behind;
         }
         let mut received_disk = received.disk;
-        if self.volumes[index].peer_generations.is_some()
-            && resync_should_be_considered(old, received, self.volumes[index].flags.consider_resync)
-        {
+        let unknown = self.volumes[index].peer_generations.is_none();
+        let both_disks = old.disk >= DiskState::Negotiating && received.disk >= DiskState::Negotiating;
+        if unknown && both_disks && old.connection < C::Connected {
+            // A disk was attached while this volume alone joined: nobody knows yet who has the better data.
+            let text = "Peer told its state before its identifiers, connecting again".to_owned();
+            self.say(Level::Info, Some(index), text);
+            return Verdict::Reconnect;
+        }
+        if !unknown && resync_should_be_considered(old, received, self.volumes[index].flags.consider_resync) {
             match self.decide_resync(index, received.role, peer_disk) {
                 Handshaken::Connection(decided) => connection = decided,
                 Handshaken::Refused if old.disk == DiskState::Negotiating => {
@@ -157,7 +163,7 @@ impl Engine {
             self.say(Level::Error, Some(index), text);
             self.volumes[index].flags.new_current_due = false;
             self.new_current_generation(index);
-            self.suspension = crate::state::Suspension::NONE;
+            self.set_suspension(crate::state::Suspension::NONE);
             return Verdict::Reconnect;
         }
         let request = StateRequest {

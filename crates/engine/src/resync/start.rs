@@ -18,18 +18,22 @@ impl Engine {
             self.say(Level::Error, Some(index), "Resync already running!".to_owned());
             return;
         }
-        self.volumes[index].resync.start = Some(Start { side, allowed: false });
+        let asked = self.handler_count + 1;
+        self.volumes[index].resync.start = Some(Start { side, handler: asked, allowed: false });
         let handler = if side == ConnectionState::SyncTarget {
             Handler::BeforeResyncTarget
         } else {
             Handler::BeforeResyncSource
         };
-        self.run_handler_for(handler, Some(index), Reason::BeforeResync { index });
+        self.run_handler_for(handler, Some(index), Reason::BeforeResync { index, handler: asked });
     }
 
     /// The handler has ended.
-    pub(crate) fn resync_handler_done(&mut self, index: usize, status: i32) {
-        let Some(start) = self.volumes[index].resync.start else { return };
+    pub(crate) fn resync_handler_done(&mut self, index: usize, handler: u64, status: i32) {
+        // One that was asked on an earlier connection has no say in this one.
+        let Some(start) = self.volumes[index].resync.start.filter(|start| start.handler == handler) else {
+            return;
+        };
         let target = start.side == ConnectionState::SyncTarget;
         let name = if target { "before-resync-target" } else { "before-resync-source" };
         if status > 0 && !target && status == 3 {
@@ -49,13 +53,18 @@ impl Engine {
     /// Starts what may start. Returns whether something did.
     pub(crate) fn run_resync_start(&mut self, index: usize) -> bool {
         let volume = &self.volumes[index];
-        let Some(Start { side, allowed: true }) = volume.resync.start else { return false };
+        let Some(Start { side, allowed: true, .. }) = volume.resync.start else { return false };
         if volume.state_locked || !self.full_sync_is_durable(index) {
             return false;
         }
         self.volumes[index].resync.start = None;
         let state = self.volumes[index].state;
-        if state.connection < ConnectionState::Connected || state.disk < DiskState::Negotiating {
+        // Either disk may have gone while the handler ran.
+        let peer_has_none = side == ConnectionState::SyncSource && state.peer_disk < DiskState::Inconsistent;
+        if state.connection < ConnectionState::Connected
+            || state.disk < DiskState::Negotiating
+            || peer_has_none
+        {
             return true;
         }
         let mut request = StateRequest::connection(side);

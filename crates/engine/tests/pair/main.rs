@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a script that goes wrong is a failed test")]
 
+mod commands;
 mod faults;
 mod harness;
 mod hostile;

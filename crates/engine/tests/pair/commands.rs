@@ -1,0 +1,198 @@
+//! Commands at awkward moments: each is answered, and none does harm.
+
+use udrbd_engine::interface::{
+    AfterSplitBrain, Command, DiskOptions, Fencing, Handler, NetOptions, Operation,
+};
+use udrbd_units::{ConnectionState, DiskState, Minor};
+
+use crate::harness::{Pair, VOLUME};
+use crate::{both, demote, fast, promote, synced};
+
+fn status(pair: &Pair, node: usize) -> udrbd_engine::interface::VolumeStatus {
+    pair.nodes[node].status()
+}
+
+/// Node 0 has told the peer what it is, and hears nothing of it.
+fn in_the_handshake(mut pair: Pair) -> Pair {
+    for node in 0..2 {
+        pair.command(node, Command::Connect(Box::default())).unwrap();
+    }
+    pair.until(|pair| status(pair, 0).connection == ConnectionState::WFReportParams);
+    pair.cut = true;
+    pair.settle();
+    assert_eq!(status(&pair, 0).connection, ConnectionState::WFReportParams);
+    pair
+}
+
+fn disconnected() -> Pair {
+    let mut pair = synced();
+    demote(&mut pair, 0);
+    for node in 0..2 {
+        pair.command(node, Command::Disconnect { force: false }).unwrap();
+    }
+    pair
+}
+
+#[test]
+fn every_command_is_answered_during_a_handshake_that_hangs() {
+    let volume = VOLUME;
+    let commands = [
+        Command::Disconnect { force: false },
+        Command::Disconnect { force: true },
+        Command::Primary { volume, force: false },
+        Command::Secondary { volume, held_open: false },
+        Command::Detach { volume, force: false },
+        Command::Detach { volume, force: true },
+        Command::Outdate { volume },
+        Command::Invalidate { volume },
+        Command::PauseSync { volume },
+        Command::SuspendIo { volume },
+        Command::ResumeIo { volume },
+        Command::NewCurrentUuid { volume, clear_bitmap: false },
+        Command::Down,
+    ];
+    for command in commands {
+        let mut pair = in_the_handshake(disconnected());
+        assert!(pair.try_command(0, command.clone()).is_some(), "{command:?}\n{}", pair.describe());
+        assert!(pair.try_command(0, Command::Down).is_some(), "{command:?}\n{}", pair.describe());
+    }
+}
+
+#[test]
+fn every_command_is_answered_when_the_connection_is_lost_under_it() {
+    let volume = VOLUME;
+    let commands = [
+        Command::Disconnect { force: false },
+        Command::Primary { volume, force: false },
+        Command::Detach { volume, force: false },
+        Command::Invalidate { volume },
+        Command::InvalidateRemote { volume },
+        Command::DelMinor { volume },
+        Command::Down,
+    ];
+    for command in commands {
+        for broken in [false, true] {
+            let mut pair = synced();
+            demote(&mut pair, 0);
+            pair.settle();
+            // Nothing of the request arrives.
+            pair.cut = true;
+            if broken {
+                pair.break_wires();
+            }
+            let result = pair.try_command(1, command.clone());
+            assert!(result.is_some(), "{command:?}\n{}", pair.describe());
+            pair.cut = false;
+            assert!(pair.try_command(1, Command::Down).is_some(), "{command:?}\n{}", pair.describe());
+        }
+    }
+}
+
+#[test]
+fn a_disk_attached_during_the_handshake_waits_for_its_end() {
+    let mut pair = disconnected();
+    pair.command(0, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    let mut pair = in_the_handshake(pair);
+    pair.cut = false;
+    pair.attach(0, fast()).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.differences().is_empty());
+}
+
+#[test]
+fn io_resumed_during_the_handshake_is_resumed_once_the_peer_is_there() {
+    let mut pair = Pair::down(20 * 2048);
+    for node in 0..2 {
+        pair.start(node, DiskOptions { fencing: Fencing::ResourceAndStonith, ..fast() });
+        pair.nodes[node].exits.insert(Handler::FencePeer, 1);
+    }
+    pair.connect(&NetOptions::default());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
+    promote(&mut pair, 0, true);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    let current = status(&pair, 0).generations.unwrap()[0];
+    pair.cut = true;
+    let write = Operation::Write { fua: false, preflush: false };
+    let id = pair.submit(0, write, 0, &[5; 4096], 4096);
+    pair.settle();
+    pair.break_wires();
+    pair.until(|pair| status(pair, 0).connection == ConnectionState::WFConnection);
+    pair.cut = false;
+    pair.until(|pair| status(pair, 0).connection == ConnectionState::WFReportParams);
+    pair.command(0, Command::ResumeIo { volume: VOLUME }).unwrap();
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(status(&pair, 0).generations.unwrap()[0], current);
+    assert_eq!(pair.nodes[1].load(0, 4096), vec![5; 4096]);
+    assert!(pair.differences().is_empty());
+}
+
+/// Node 1 has taken its volume away and added it again; node 0 has written meanwhile.
+fn with_a_volume_added_again() -> Pair {
+    let mut pair = synced();
+    pair.write(0, 0, 1, 4096).unwrap();
+    pair.command(1, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    pair.command(1, Command::DelMinor { volume: VOLUME }).unwrap();
+    pair.pass(2);
+    assert_eq!(status(&pair, 0).connection, ConnectionState::WFReportParams);
+    pair.write(0, 8, 2, 4096).unwrap();
+    pair.command(1, Command::NewMinor { volume: VOLUME, minor: Minor(0) }).unwrap();
+    pair
+}
+
+#[test]
+fn a_volume_taken_away_and_added_again_joins_the_connection() {
+    let mut pair = with_a_volume_added_again();
+    pair.settle();
+    pair.attach(1, fast()).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(!pair.nodes[0].says("Connection closed"), "{}", pair.describe());
+    assert_eq!(pair.differences(), [], "{}", pair.describe());
+}
+
+#[test]
+fn a_disk_attached_before_its_volume_has_joined_is_compared_all_the_same() {
+    let mut pair = with_a_volume_added_again();
+    pair.attach(1, fast()).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(pair.differences(), [], "{}", pair.describe());
+}
+
+#[test]
+fn the_answer_of_an_old_handler_does_not_stop_a_new_resync() {
+    let mut pair = synced();
+    pair.nodes[1].slow_handlers = true;
+    pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
+    pair.until(|pair| !pair.nodes[1].handlers_at_work.is_empty());
+    pair.break_wires();
+    pair.until(|pair| pair.nodes[1].handlers_at_work.len() == 2);
+    let old = pair.nodes[1].handlers_at_work.remove(0);
+    pair.handler_exit(1, old, 1);
+    pair.settle();
+    assert_ne!(status(&pair, 1).connection, ConnectionState::StandAlone, "{}", pair.describe());
+    assert_ne!(status(&pair, 1).connection, ConnectionState::SyncTarget, "{}", pair.describe());
+    pair.nodes[1].slow_handlers = false;
+    let new = pair.nodes[1].handlers_at_work.remove(0);
+    pair.handler_exit(1, new, 0);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.differences().is_empty());
+}
+
+#[test]
+fn both_nodes_tell_of_a_split_brain_whoever_refuses_first() {
+    for first in 0..2 {
+        let mut pair = disconnected();
+        for node in 0..2 {
+            promote(&mut pair, node, false);
+            pair.write(node, 8, node as u8 + 1, 4096).unwrap();
+        }
+        for node in [first, 1 - first] {
+            let options = NetOptions { after_sb_0pri: AfterSplitBrain::Disconnect, ..NetOptions::default() };
+            pair.command(node, Command::Connect(Box::new(options))).unwrap();
+        }
+        pair.until(|pair| (0..2).all(|node| status(pair, node).connection == ConnectionState::StandAlone));
+        for node in &pair.nodes {
+            assert!(node.handlers.contains(&Handler::SplitBrain), "{}", pair.describe());
+        }
+    }
+}
