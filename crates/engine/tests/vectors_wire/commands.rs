@@ -3,6 +3,7 @@
 use udrbd_engine::interface::{
     AfterSplitBrain, DiskOptions, Duration, NetOptions, OnCongestion, Operation, Protocol,
 };
+use udrbd_units::VolumeNumber;
 
 use crate::script::option;
 
@@ -19,6 +20,13 @@ pub(crate) fn node_of(command: &str) -> Option<usize> {
         ["wio", device, ..] => Some(device.strip_prefix("/dev/drbd")?.parse::<usize>().ok()? % 2),
         _ => None,
     }
+}
+
+/// Which volume a command is about, by its minor: A has the even ones, B the odd ones.
+pub(crate) fn volume_of(command: &str) -> VolumeNumber {
+    let mut words = command.split(' ').skip(1);
+    let minor = words.find_map(|word| word.trim_start_matches("/dev/drbd").parse::<u16>().ok());
+    VolumeNumber(minor.map_or(0, |minor| minor / 2))
 }
 
 /// Changes what the command names.
@@ -86,6 +94,7 @@ pub(crate) fn disk_options(command: &str, options: &mut DiskOptions) {
 /// One step of the writing tool.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
+    pub(crate) volume: VolumeNumber,
     pub(crate) operation: Operation,
     pub(crate) offset: u64,
     pub(crate) bytes: u32,
@@ -95,10 +104,11 @@ pub(crate) struct Step {
 
 /// The steps of `wio DEVICE STEP...`.
 pub(crate) fn steps(command: &str) -> Vec<Step> {
-    command.split(' ').skip(2).map(step).collect()
+    let volume = volume_of(command);
+    command.split(' ').skip(2).map(|word| step(volume, word)).collect()
 }
 
-fn step(word: &str) -> Step {
+fn step(volume: VolumeNumber, word: &str) -> Step {
     let parts: Vec<&str> = word.split(':').collect();
     let number = |index: usize| parts.get(index).map_or(0, |text| text.parse::<u64>().unwrap());
     let write = |fua: bool| Operation::Write { fua, preflush: false };
@@ -113,7 +123,7 @@ fn step(word: &str) -> Step {
         other => panic!("wio {other}"),
     };
     let value = matches!(parts[0], "w" | "wf").then(|| number(3) as u8);
-    Step { operation, offset: number(1), bytes: number(2) as u32, value }
+    Step { volume, operation, offset: number(1), bytes: number(2) as u32, value }
 }
 
 /// Cuts a step as a block layer does that lets no larger request through.

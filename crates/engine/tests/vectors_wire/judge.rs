@@ -1,6 +1,6 @@
 //! What is looked at besides the packets: states, results of commands, and what is on disk in the end.
 
-use udrbd_engine::interface::Command;
+use udrbd_engine::interface::{Command, VolumeStatus};
 use udrbd_units::ConnectionState;
 use udrbd_wire::Packet;
 
@@ -14,39 +14,17 @@ use crate::start::Metadata;
 const DIFFERENT_CHANGES: [(&str, usize); 2] = [("20-split-brain", 0), ("23-congestion-ahead-behind", 1)];
 
 impl Replay<'_> {
-    /// What `/proc/drbd` showed of volume 0 at this moment.
+    /// What `/proc/drbd` showed at this moment.
     pub(crate) fn judge_states(&mut self, text: &str) -> Result<(), String> {
         self.catch_up()?;
         if self.script.says("congestion-fill") {
             // The disk is slow, and what waits behind its writes was not heard yet.
             return Ok(());
         }
-        let minor = format!(" {}: ", self.me);
-        match text.split('|').find(|part| format!(" {part}").contains(&minor)) {
-            Some(line) => self.judge_line(line),
-            None => Ok(()),
-        }
-    }
-
-    /// The states and counters in a line.
-    fn judge_line(&self, line: &str) -> Result<(), String> {
-        let status = self.node.engine.status();
-        let volume = &status.volumes[0];
-        let counters = volume.counters;
-        let found = [
-            ("cs:", volume.connection.to_string()),
-            ("ro:", format!("{}/{}", volume.role, volume.peer_role)),
-            ("ds:", format!("{}/{}", volume.disk, volume.peer_disk)),
-            ("ns:", (counters.sent_sectors / 2).to_string()),
-            ("nr:", (counters.received_sectors / 2).to_string()),
-            ("dw:", (counters.written_sectors / 2).to_string()),
-            ("dr:", (counters.read_sectors / 2).to_string()),
-            ("oos:", (counters.out_of_sync_sectors / 2).to_string()),
-        ];
-        for (name, value) in found {
-            let shown = line.split_whitespace().find_map(|word| word.strip_prefix(name));
-            if shown.is_some_and(|shown| shown != value) {
-                return Err(format!("{name}{value} where /proc/drbd showed {line}"));
+        for status in &self.node.engine.status().volumes {
+            let minor = format!(" {}: ", status.minor);
+            if let Some(line) = text.split('|').find(|part| format!(" {part}").contains(&minor)) {
+                judge_line(status, line)?;
             }
         }
         Ok(())
@@ -57,10 +35,14 @@ impl Replay<'_> {
         if self.wires.values().any(|wire| wire.is_open) {
             return Ok(());
         }
-        let mut lines = self.section("== /proc/drbd at end of capture");
-        let minor = format!(" {}: ", self.me);
-        lines.find(|line| line.starts_with(&minor)).map_or(Ok(()), |line| self.judge_line(line))?;
-        lines.next().map_or(Ok(()), |line| self.judge_line(line))
+        for status in &self.node.engine.status().volumes {
+            let minor = format!(" {}: ", status.minor);
+            let lines = self.section("== /proc/drbd at end of capture");
+            for line in lines.skip_while(|line| !line.starts_with(&minor)).take(2) {
+                judge_line(status, line)?;
+            }
+        }
+        Ok(())
     }
 
     /// The changes of state in the log are those of the kernel's log, though not always in the same order.
@@ -144,14 +126,38 @@ impl Replay<'_> {
     }
 
     fn judge_metadata(&mut self) -> Result<(), String> {
-        let after = Metadata::read(&self.script.state, self.me, "after");
-        let (generations, flags) = self.start.on_disk(&self.node);
-        for (captured, found) in after.generations.into_iter().zip(generations) {
-            self.translation.learn(captured, found).map_err(|error| format!("on disk: {error}"))?;
-        }
-        if flags != after.flags {
-            return Err(format!("flags on disk are {flags:?} instead of {:?}", after.flags));
+        for (volume, start) in &self.starts {
+            let after = Metadata::read(&self.script.state, self.me, *volume, "after");
+            let (generations, flags) = start.on_disk(&self.node, *volume);
+            for (captured, found) in after.generations.into_iter().zip(generations) {
+                self.translation.learn(captured, found).map_err(|error| format!("on disk: {error}"))?;
+            }
+            if flags != after.flags {
+                return Err(format!("flags on disk are {flags:?} instead of {:?}", after.flags));
+            }
         }
         Ok(())
     }
+}
+
+/// The states and counters in a line.
+fn judge_line(volume: &VolumeStatus, line: &str) -> Result<(), String> {
+    let counters = volume.counters;
+    let found = [
+        ("cs:", volume.connection.to_string()),
+        ("ro:", format!("{}/{}", volume.role, volume.peer_role)),
+        ("ds:", format!("{}/{}", volume.disk, volume.peer_disk)),
+        ("ns:", (counters.sent_sectors / 2).to_string()),
+        ("nr:", (counters.received_sectors / 2).to_string()),
+        ("dw:", (counters.written_sectors / 2).to_string()),
+        ("dr:", (counters.read_sectors / 2).to_string()),
+        ("oos:", (counters.out_of_sync_sectors / 2).to_string()),
+    ];
+    for (name, value) in found {
+        let shown = line.split_whitespace().find_map(|word| word.strip_prefix(name));
+        if shown.is_some_and(|shown| shown != value) {
+            return Err(format!("{name}{value} where /proc/drbd showed {line}"));
+        }
+    }
+    Ok(())
 }

@@ -32,7 +32,7 @@ pub(crate) enum Wish {
 pub(crate) struct Node {
     pub(crate) engine: Engine,
     pub(crate) now: Time,
-    disk: HashMap<u64, [u8; 512]>,
+    disks: HashMap<(VolumeNumber, u64), [u8; 512]>,
     /// Operations on these sectors fail.
     pub(crate) failing: Option<SectorRange>,
     /// What reads of sectors with unknown content digest to.
@@ -51,7 +51,7 @@ impl Node {
         Self {
             engine: Engine::new(ResourceOptions::default(), [seed; 32]),
             now: Time(0),
-            disk: HashMap::new(),
+            disks: HashMap::new(),
             failing: None,
             digests: HashMap::new(),
             events: VecDeque::new(),
@@ -64,17 +64,17 @@ impl Node {
         }
     }
 
-    pub(crate) fn store(&mut self, sector: u64, bytes: &[u8]) {
+    pub(crate) fn store(&mut self, volume: VolumeNumber, sector: u64, bytes: &[u8]) {
         for (offset, chunk) in bytes.chunks(512).enumerate() {
             let mut whole = [0; 512];
             whole[..chunk.len()].copy_from_slice(chunk);
-            self.disk.insert(sector + offset as u64, whole);
+            self.disks.insert((volume, sector + offset as u64), whole);
         }
     }
 
-    pub(crate) fn load(&self, sector: u64, bytes: usize) -> Vec<u8> {
+    pub(crate) fn load(&self, volume: VolumeNumber, sector: u64, bytes: usize) -> Vec<u8> {
         let sectors = sector..sector + bytes.div_ceil(512) as u64;
-        sectors.flat_map(|sector| self.disk.get(&sector).copied().unwrap_or([0; 512])).collect()
+        sectors.flat_map(|sector| self.disks.get(&(volume, sector)).copied().unwrap_or([0; 512])).collect()
     }
 
     fn number(&mut self) -> u64 {
@@ -132,8 +132,8 @@ impl Node {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Read { token, range, buffer, digest, look_for_zeroes, .. } => {
-                let bytes = self.load(range.start.0, range.bytes as usize);
+            Action::Read { token, volume, range, buffer, digest, look_for_zeroes, .. } => {
+                let bytes = self.load(volume, range.start.0, range.bytes as usize);
                 let zeroes = look_for_zeroes && bytes.iter().all(|byte| *byte == 0);
                 let known = self.digests.get(&range.start.0).copied();
                 let digest = digest.map(|algorithm| known.unwrap_or_else(|| algorithm.digest(&bytes)));
@@ -148,29 +148,29 @@ impl Node {
                 let event = Event::ReadDone { token, buffer: Some(buffer), digest, zeroes, result };
                 self.events.push_back(event);
             }
-            Action::Write { token, range, buffer, .. } => {
+            Action::Write { token, volume, range, buffer, .. } => {
                 let result = self.outcome(range);
                 if result.is_ok() {
                     let bytes = self.buffers[&buffer.0].clone();
                     assert_eq!(bytes.len(), range.bytes as usize);
-                    self.store(range.start.0, &bytes);
+                    self.store(volume, range.start.0, &bytes);
                 }
                 self.events.push_back(Event::WriteDone { token, result });
             }
             Action::Flush { token, .. } => {
                 self.events.push_back(Event::WriteDone { token, result: Ok(()) });
             }
-            Action::Discard { token, range, .. } => {
+            Action::Discard { token, volume, range, .. } => {
                 let result = self.outcome(range);
-                self.store(range.start.0, &vec![0; range.bytes as usize]);
+                self.store(volume, range.start.0, &vec![0; range.bytes as usize]);
                 self.events.push_back(Event::WriteDone { token, result });
             }
-            Action::ReadMetadata { token, position, bytes, .. } => {
-                let bytes = self.load(position.0, bytes as usize);
+            Action::ReadMetadata { token, volume, position, bytes, .. } => {
+                let bytes = self.load(volume, position.0, bytes as usize);
                 self.events.push_back(Event::MetadataRead { token, result: Ok(bytes) });
             }
-            Action::WriteMetadata { token, position, block, .. } => {
-                self.store(position.0, &block[..]);
+            Action::WriteMetadata { token, volume, position, block, .. } => {
+                self.store(volume, position.0, &block[..]);
                 self.events.push_back(Event::MetadataWritten { token, block, result: Ok(()) });
             }
             Action::Listen => self.wishes.push_back(Wish::Listen(true)),

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use udrbd_engine::interface::{Command, Event, NetOptions, Operation, SocketId, SocketLoss, Time};
+use udrbd_engine::interface::{
+    AttachSettings, Command, Event, NetOptions, Operation, SocketId, SocketLoss, Time,
+};
 use udrbd_units::{Minor, VolumeNumber};
 use udrbd_wire::{AuthResponse, Authentication, ConnectionFeatures, DigestValue, Expected, Incoming, Packet};
 
@@ -59,7 +61,8 @@ pub(crate) struct Replay<'a> {
     pub(crate) me: usize,
     pub(crate) node: Node,
     position: usize,
-    pub(crate) start: Metadata,
+    /// What was on the disk of each volume the node has or will have.
+    pub(crate) starts: BTreeMap<VolumeNumber, Metadata>,
     pub(crate) translation: Translation,
     pub(crate) wires: BTreeMap<usize, Wire>,
     pub(crate) pending: BTreeMap<usize, Pending>,
@@ -85,21 +88,27 @@ pub(crate) struct Replay<'a> {
 
 impl<'a> Replay<'a> {
     pub(crate) fn new(script: &'a Script, me: usize) -> Self {
-        let start = Metadata::read(&script.state, me, "before");
         let mut node = Node::new(me as u8 + 7);
-        start.write(&mut node);
+        let mut starts = BTreeMap::new();
+        let mut translation = Translation::default();
+        for volume in (0..2).map(VolumeNumber) {
+            let start = Metadata::read(&script.state, me, volume, "before");
+            if start.device_sectors > 0 {
+                start.write(&mut node, volume);
+                translation.give(&start.generations);
+                starts.insert(volume, start);
+            }
+        }
         let name = script.path.file_name().unwrap().to_string_lossy();
         node.failing = start::failing_sectors(&name, me);
         start::prefill(script, me, &mut node);
-        let mut translation = Translation::default();
-        translation.give(&start.generations);
         start::foreign_digests(script, me, &mut node);
         Self {
             script,
             me,
             node,
             position: 0,
-            start,
+            starts,
             translation,
             wires: BTreeMap::new(),
             pending: BTreeMap::new(),
@@ -179,7 +188,7 @@ impl<'a> Replay<'a> {
     fn prepare(&mut self) -> Result<(), String> {
         let minor = Minor(self.me as u32);
         self.node.command(Command::NewMinor { volume: VOLUME, minor });
-        let settings = Box::new(self.start.attach_settings(self.script, self.me));
+        let settings = self.attach_settings(VOLUME);
         self.node.command(Command::Attach { volume: VOLUME, settings });
         let first = self.script.sent_by(self.me).find_map(|(_, received)| match received.packet {
             Packet::State(state) => Some(state),
@@ -191,6 +200,10 @@ impl<'a> Replay<'a> {
         self.settle()?;
         let failed: Vec<_> = self.node.replies.values().filter(|result| result.is_err()).collect();
         if failed.is_empty() { Ok(()) } else { Err(format!("{failed:?}")) }
+    }
+
+    fn attach_settings(&self, volume: VolumeNumber) -> Box<AttachSettings> {
+        Box::new(self.starts[&volume].attach_settings(self.script, self.me, volume))
     }
 
     fn describe(&self, error: &str) -> String {
@@ -219,7 +232,7 @@ impl<'a> Replay<'a> {
             return Ok(None);
         }
         let words: Vec<&str> = text.split(' ').collect();
-        let volume = VOLUME;
+        let volume = commands::volume_of(text);
         let command = match words[1] {
             "connect" => {
                 self.options = NetOptions::default();
@@ -236,9 +249,13 @@ impl<'a> Replay<'a> {
                 Command::DiskOptions { volume, options: Box::new(options) }
             }
             "attach" => {
-                let mut settings = self.start.attach_settings(self.script, self.me);
+                let mut settings = *self.attach_settings(volume);
                 commands::disk_options(text, &mut settings.options);
                 Command::Attach { volume, settings: Box::new(settings) }
+            }
+            "new-minor" if self.starts.contains_key(&VolumeNumber(words[4].parse().unwrap())) => {
+                let volume = VolumeNumber(words[4].parse().unwrap());
+                Command::NewMinor { volume, minor: Minor(words[3].parse().unwrap()) }
             }
             "detach" => Command::Detach { volume, force: false },
             "disconnect" => Command::Disconnect { force: text.ends_with("--force") },
@@ -314,7 +331,9 @@ impl<'a> Replay<'a> {
         match compare::class(&received.packet) {
             Class::Ordered => pending.expected.push_back(index),
             Class::Optional => {}
-            Class::Request | Class::ResyncAck => pending.sectors.expect(&received.packet),
+            Class::Request | Class::ResyncAck => {
+                pending.sectors.expect(received.incoming.volume, &received.packet)
+            }
             Class::Reply => pending.expected_replies.push(index),
         }
         self.compare_all()
@@ -462,10 +481,10 @@ impl<'a> Replay<'a> {
         match compare::class(&sent.packet) {
             Class::Ordered => pending.sent.push_back(sent),
             Class::Optional => {}
-            Class::ResyncAck => pending.sectors.found(&sent.packet),
+            Class::ResyncAck => pending.sectors.found(sent.volume, &sent.packet),
             Class::Reply => pending.sent_replies.push(sent),
             Class::Request => {
-                pending.sectors.found(&sent.packet);
+                pending.sectors.found(sent.volume, &sent.packet);
                 self.check_digest(connection, &sent)?;
                 self.answer(&sent)?;
             }
@@ -493,8 +512,8 @@ impl<'a> Replay<'a> {
         else {
             return Ok(());
         };
-        let own = self.node.load(block.sector.0, block.size as usize);
-        let (packet, data) = self.answers.answer(&sent.packet, &own)?;
+        let own = self.node.load(sent.volume, block.sector.0, block.size as usize);
+        let (packet, data) = self.answers.answer(sent.volume, &sent.packet, &own)?;
         let on_meta = matches!(packet, Packet::ResyncIsInSync(_));
         let connection = if on_meta { self.meta } else { self.data };
         let wire = connection.and_then(|connection| self.wires.get_mut(&connection));
@@ -630,7 +649,7 @@ impl<'a> Replay<'a> {
                 (_, _) => vec![0; piece.bytes as usize],
             };
             let range = bytes_range(piece.offset, piece.bytes);
-            self.step.push(self.node.submit(VOLUME, piece.operation, range, data));
+            self.step.push(self.node.submit(piece.volume, piece.operation, range, data));
         }
         true
     }

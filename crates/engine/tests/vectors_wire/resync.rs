@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use udrbd_units::VolumeNumber;
 use udrbd_wire::{BlockId, BlockRange, BlockReply, Packet, SequenceNumber};
 
 use crate::captures::session::Received;
@@ -16,7 +17,7 @@ enum Answer {
 
 /// The answers of a connection's source, by sector.
 #[derive(Debug, Default)]
-pub(crate) struct Answers(HashMap<u64, VecDeque<Answer>>);
+pub(crate) struct Answers(HashMap<(VolumeNumber, u64), VecDeque<Answer>>);
 
 impl Answers {
     /// Collects them from everything the peer sent on the two sockets of a connection.
@@ -37,14 +38,23 @@ impl Answers {
                     Packet::ResyncIsInSync(_) => Answer::InSync,
                     _ => Answer::Deallocated,
                 };
-                answers.0.entry(sector + index as u64).or_default().push_back(answer);
+                answers
+                    .0
+                    .entry((received.incoming.volume, sector + index as u64))
+                    .or_default()
+                    .push_back(answer);
             }
         }
         answers
     }
 
     /// The answer to a request of the engine, which may be cut differently; `own` is what the engine's disk holds there.
-    pub(crate) fn answer(&mut self, request: &Packet, own: &[u8]) -> Result<(Packet, Vec<u8>), String> {
+    pub(crate) fn answer(
+        &mut self,
+        volume: VolumeNumber,
+        request: &Packet,
+        own: &[u8],
+    ) -> Result<(Packet, Vec<u8>), String> {
         let (Packet::ResyncDataRequest(block)
         | Packet::ResyncThinRequest(block)
         | Packet::ChecksumResyncRequest(block)) = request
@@ -55,7 +65,7 @@ impl Answers {
         let mut answers = Vec::new();
         for index in 0..block.size as usize / 512 {
             let sector = block.sector.0 + index as u64;
-            let answer = self.0.get_mut(&sector).and_then(VecDeque::pop_front);
+            let answer = self.0.get_mut(&(volume, sector)).and_then(VecDeque::pop_front);
             let answer = answer.ok_or_else(|| format!("nobody asked for sector {sector}: {request:?}"))?;
             match &answer {
                 Answer::Data(bytes) => data.extend_from_slice(bytes),
@@ -85,10 +95,10 @@ impl Answers {
 
 /// How often each sector was asked for or acknowledged, by kind of packet.
 #[derive(Debug, Default)]
-pub(crate) struct Sectors(HashMap<(&'static str, u64), i64>);
+pub(crate) struct Sectors(HashMap<(&'static str, VolumeNumber, u64), i64>);
 
 impl Sectors {
-    fn add(&mut self, packet: &Packet, step: i64) {
+    fn add(&mut self, volume: VolumeNumber, packet: &Packet, step: i64) {
         let (kind, sector, size) = match packet {
             Packet::ResyncDataRequest(block) => ("request", block.sector, block.size),
             Packet::ResyncThinRequest(block) => ("thin request", block.sector, block.size),
@@ -98,33 +108,33 @@ impl Sectors {
             _ => return,
         };
         for sector in sector.0..sector.0 + u64::from(size) / 512 {
-            let count = self.0.entry((kind, sector)).or_default();
+            let count = self.0.entry((kind, volume, sector)).or_default();
             *count += step;
             if *count == 0 {
-                self.0.remove(&(kind, sector));
+                self.0.remove(&(kind, volume, sector));
             }
         }
     }
 
     /// The captured node sent this.
-    pub(crate) fn expect(&mut self, packet: &Packet) {
-        self.add(packet, 1);
+    pub(crate) fn expect(&mut self, volume: VolumeNumber, packet: &Packet) {
+        self.add(volume, packet, 1);
     }
 
     /// The engine sent this.
-    pub(crate) fn found(&mut self, packet: &Packet) {
-        self.add(packet, -1);
+    pub(crate) fn found(&mut self, volume: VolumeNumber, packet: &Packet) {
+        self.add(volume, packet, -1);
     }
 
     /// Something the engine has not sent yet.
     pub(crate) fn missing(&self) -> Option<String> {
-        let (key, _) = self.0.iter().filter(|(_, count)| **count > 0).min_by_key(|(key, _)| key.1)?;
-        Some(format!("{} of sector {}", key.0, key.1))
+        let (key, _) = self.0.iter().filter(|(_, count)| **count > 0).min_by_key(|(key, _)| key.2)?;
+        Some(format!("{} of sector {}", key.0, key.2))
     }
 
     /// Something the engine sent and the captured node did not.
     pub(crate) fn surplus(&self) -> Option<String> {
-        let (key, _) = self.0.iter().filter(|(_, count)| **count < 0).min_by_key(|(key, _)| key.1)?;
-        Some(format!("{} of sector {}", key.0, key.1))
+        let (key, _) = self.0.iter().filter(|(_, count)| **count < 0).min_by_key(|(key, _)| key.2)?;
+        Some(format!("{} of sector {}", key.0, key.2))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use udrbd_engine::interface::{AttachSettings, DiskOptions, DiskProperties, OnIoError};
 use udrbd_metadata::{Flags, Layout, Placement, Striping, Superblock, activity_log};
-use udrbd_units::{GenerationId, Sector, SectorRange};
+use udrbd_units::{GenerationId, Sector, SectorRange, VolumeNumber};
 use udrbd_wire::{DigestValue, Packet};
 
 use crate::commands;
@@ -35,10 +35,11 @@ const FLAGS: [Flags; 7] = [
 ];
 
 impl Metadata {
-    /// Reads the section "metadata of NODE WHEN".
-    pub(crate) fn read(state: &str, node: usize, when: &str) -> Self {
+    /// Reads the section "metadata of NODE WHEN", NODE being followed by the number of a volume other than 0.
+    pub(crate) fn read(state: &str, node: usize, volume: VolumeNumber, when: &str) -> Self {
         let name = ["A", "B"][node];
-        let title = format!("== metadata of {name} {when}");
+        let number = if volume.0 == 0 { String::new() } else { volume.to_string() };
+        let title = format!("== metadata of {name}{number} {when}");
         let mut lines = state.lines().skip_while(|line| !line.starts_with(&title)).skip(1);
         let mut metadata = Self::default();
         let mut in_bitmap = false;
@@ -93,7 +94,7 @@ impl Metadata {
     }
 
     /// Puts them on a node's disk.
-    pub(crate) fn write(&self, node: &mut Node) {
+    pub(crate) fn write(&self, node: &mut Node, volume: VolumeNumber) {
         let layout = self.layout();
         let mut superblock = Superblock::fresh(&layout, self.la_peer_max_bio_size);
         superblock.la_size_sect = Sector(self.la_size);
@@ -104,24 +105,30 @@ impl Metadata {
         for (flag, is_set) in FLAGS.iter().zip(self.flags) {
             superblock.flags.set(*flag, is_set);
         }
-        node.store(layout.superblock.0, &superblock.encode());
+        node.store(volume, layout.superblock.0, &superblock.encode());
         for block in 0..8 {
-            node.store(layout.al_start().0 + block * 8, &activity_log::initialized_block());
+            node.store(volume, layout.al_start().0 + block * 8, &activity_log::initialized_block());
         }
         let bitmap: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        node.store(layout.bitmap_start().0, &bitmap);
+        node.store(volume, layout.bitmap_start().0, &bitmap);
     }
 
     /// The generations and flags on a node's disk.
-    pub(crate) fn on_disk(&self, node: &Node) -> ([GenerationId; 4], [bool; 7]) {
-        let block = node.load(self.layout().superblock.0, 4096);
+    pub(crate) fn on_disk(&self, node: &Node, volume: VolumeNumber) -> ([GenerationId; 4], [bool; 7]) {
+        let block = node.load(volume, self.layout().superblock.0, 4096);
         let found = Superblock::decode(block.as_slice().try_into().unwrap());
         let [younger, older] = found.history;
         ([found.current, found.bitmap, younger, older], FLAGS.map(|flag| found.flags.contains(flag)))
     }
 
     /// What the node is attached with. Options that no command shows are those of the first packets the node sent.
-    pub(crate) fn attach_settings(&self, script: &Script, node: usize) -> AttachSettings {
+    pub(crate) fn attach_settings(
+        &self,
+        script: &Script,
+        node: usize,
+        volume: VolumeNumber,
+    ) -> AttachSettings {
+        let sent = || script.sent_by(node).filter(|(_, received)| received.incoming.volume == volume);
         let mut options = DiskOptions { on_io_error: OnIoError::PassOn, ..DiskOptions::default() };
         let mut properties = DiskProperties {
             backing_size: Sector(self.device_sectors),
@@ -133,8 +140,9 @@ impl Metadata {
             discard_granularity_bytes: 512,
             discard_zeroes: true,
         };
-        let sizes = script.sent_by(node).find_map(|(_, received)| match &received.packet {
-            Packet::Sizes(sizes) => Some(*sizes),
+        let sizes = sent().find_map(|(_, received)| match &received.packet {
+            // Without a disk a node tells of itself as a device.
+            Packet::Sizes(sizes) if sizes.disk_size.0 > 0 => Some(*sizes),
             _ => None,
         });
         if let Some(sizes) = sizes {
@@ -145,7 +153,7 @@ impl Metadata {
                 properties.discard_granularity_bytes = if limits.discard_enabled { 512 } else { 0 };
             }
         }
-        let parameters = script.sent_by(node).find_map(|(_, received)| match &received.packet {
+        let parameters = sent().find_map(|(_, received)| match &received.packet {
             Packet::SyncParameters(parameters) => Some(parameters.clone()),
             _ => None,
         });
@@ -158,7 +166,7 @@ impl Metadata {
                 options.c_max_rate_kib = controller.max_rate;
             }
         }
-        let thin = script.sent_by(node).find_map(|(_, received)| match &received.packet {
+        let thin = sent().find_map(|(_, received)| match &received.packet {
             Packet::ResyncThinRequest(request) => Some(request.size),
             _ => None,
         });
@@ -179,21 +187,26 @@ pub(crate) fn prefill(script: &Script, me: usize, node: &mut Node) {
         match &item.what {
             What::Command(text) if text.starts_with("wio /dev/") && commands::node_of(text) == Some(me) => {
                 for step in commands::steps(text).iter().filter(|step| step.operation.is_write()) {
-                    known.extend(step.offset / 512..(step.offset + u64::from(step.bytes)) / 512);
+                    let volume = commands::volume_of(text);
+                    let sectors = step.offset / 512..(step.offset + u64::from(step.bytes)) / 512;
+                    known.extend(sectors.map(|sector| (volume, sector)));
                 }
             }
             What::Packet { connection, from, index } => {
                 let received = &script.packets[*connection][*from][*index];
                 let sectors = received.payload.len() as u64 / 512;
+                let volume = received.incoming.volume;
                 match &received.packet {
                     Packet::Data(write) if *from != me => {
-                        known.extend(write.sector.0..write.sector.0 + sectors);
+                        known.extend(
+                            (write.sector.0..write.sector.0 + sectors).map(|sector| (volume, sector)),
+                        );
                     }
                     Packet::ResyncDataReply(reply) | Packet::DataReply(reply) => {
                         for (offset, bytes) in received.payload.chunks(512).enumerate() {
                             let sector = reply.sector.0 + offset as u64;
-                            if known.insert(sector) && *from == me {
-                                node.store(sector, bytes);
+                            if known.insert((volume, sector)) && *from == me {
+                                node.store(volume, sector, bytes);
                             }
                         }
                     }
