@@ -332,7 +332,7 @@ impl<'a> Replay<'a> {
             Class::Ordered => pending.expected.push_back(index),
             Class::Optional => {}
             Class::Request | Class::ResyncAck => {
-                pending.sectors.expect(received.incoming.volume, &received.packet)
+                pending.sectors.expect(received.incoming.volume, &received.packet);
             }
             Class::Reply => pending.expected_replies.push(index),
         }
