@@ -8,7 +8,7 @@ use crate::Engine;
 use crate::change::Verbosity;
 use crate::interface::{Handler, Level};
 use crate::peer::PeerEpoch;
-use crate::state::{Enforcement, OutdateFailure, StateRequest};
+use crate::state::{Enforcement, OutdateFailure, StateRequest, Suspension};
 
 /// Where the cleaning up stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +120,14 @@ impl Engine {
     fn fence_after_loss(&mut self) {
         let primary = self.volume_states().any(|state| state.role == Role::Primary);
         let unknown = self.volume_states().any(|state| state.peer_disk >= DiskState::Unknown);
+        let consistent = self.volume_states().any(|state| state.disk >= DiskState::Consistent);
+        if primary && unknown && !consistent && self.suspension.fencing {
+            // Nobody will ask for a fencing, so nothing may wait for one (states spec 15.2 step 2).
+            let text = "Not fencing peer, I'm not even Consistent myself.".to_owned();
+            self.say(Level::Warning, None, text);
+            self.set_suspension(Suspension { fencing: false, ..self.suspension });
+            self.connection.lost_log_pending |= !self.suspension.any();
+        }
         if primary && unknown && self.fencing_policy() > crate::interface::Fencing::DontCare {
             self.connection.fencing_running = true;
             let count = self.connection.connect_count;

@@ -196,3 +196,45 @@ fn both_nodes_tell_of_a_split_brain_whoever_refuses_first() {
         }
     }
 }
+
+#[test]
+fn a_disk_that_loses_the_peer_before_it_is_compared_is_let_go() {
+    let mut pair = synced();
+    pair.command(1, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    pair.write(0, 0, 3, 4096).unwrap();
+    pair.settle();
+    assert_eq!(pair.nodes[1].open_disks, 0);
+    pair.cut = true;
+    pair.attach(1, fast()).unwrap();
+    assert_eq!(status(&pair, 1).disk, DiskState::Negotiating);
+    pair.break_wires();
+    pair.until(|pair| status(pair, 1).connection == ConnectionState::WFConnection);
+    pair.pass(1);
+    assert_eq!(status(&pair, 1).disk, DiskState::Diskless);
+    assert_eq!(pair.nodes[1].open_disks, 0, "{}", pair.describe());
+    pair.attach(1, fast()).unwrap();
+    pair.cut = false;
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.differences().is_empty());
+}
+
+#[test]
+fn a_primary_without_good_data_does_not_freeze_for_a_fencing_it_never_asks_for() {
+    let mut pair = Pair::down(20 * 2048);
+    for node in 0..2 {
+        pair.start(node, DiskOptions { fencing: Fencing::ResourceAndStonith, ..fast() });
+    }
+    pair.connect(&NetOptions::default());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
+    promote(&mut pair, 0, true);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    pair.nodes[1].stuck = true;
+    pair.command(0, Command::Invalidate { volume: VOLUME }).unwrap();
+    pair.until(|pair| status(pair, 0).connection == ConnectionState::SyncTarget);
+    pair.refused = true;
+    pair.break_wires();
+    pair.until(|pair| status(pair, 0).connection == ConnectionState::WFConnection);
+    pair.pass(1);
+    assert!(pair.nodes[0].says("Not fencing peer, I'm not even Consistent myself."));
+    assert!(pair.write(0, 0, 1, 4096).is_err());
+}

@@ -25,6 +25,8 @@ pub(crate) struct Node {
     pub(crate) handlers: Vec<Handler>,
     /// Exit codes of handlers; 0 where there is none.
     pub(crate) exits: HashMap<Handler, i32>,
+    /// Backing devices that are open.
+    pub(crate) open_disks: u32,
     /// Handlers end when the test says so.
     pub(crate) slow_handlers: bool,
     /// Handlers that have not ended.
@@ -82,6 +84,7 @@ impl Node {
             completions: HashMap::new(),
             handlers: Vec::new(),
             exits: HashMap::new(),
+            open_disks: 0,
             slow_handlers: false,
             handlers_at_work: Vec::new(),
             failing: false,
@@ -234,6 +237,7 @@ impl Pair {
     /// The node dies: what it had sent and written stays, everything else is gone.
     pub(crate) fn kill(&mut self, node: usize) {
         self.nodes[node].engine = None;
+        self.nodes[node].open_disks = 0;
         self.nodes[node].listening = false;
         self.nodes[node].kept.clear();
         self.nodes[node].owned.clear();
@@ -566,7 +570,11 @@ impl Pair {
                 }
                 self.events.push_back((node, Event::MetadataWritten { token, block, result }));
             }
-            Action::CloseDisk { .. } | Action::Device { .. } => {}
+            Action::CloseDisk { .. } => {
+                let open = &mut self.nodes[node].open_disks;
+                *open = open.saturating_sub(1);
+            }
+            Action::Device { .. } => {}
             Action::Listen => self.nodes[node].listening = true,
             Action::StopListening => self.nodes[node].listening = false,
             Action::Connect { socket, .. } => self.dial(node, socket),
