@@ -62,6 +62,9 @@ impl Engine {
                 Handshaken::Refused if received.disk == DiskState::Negotiating => {
                     let text = "Disk attach process on the peer node was aborted.".to_owned();
                     self.say(Level::Error, Some(index), text);
+                    // Or the peer would wait for a decision for ever.
+                    self.send_uuids(index, 0);
+                    self.send_current_state(index);
                     connection = C::Connected;
                     received_disk = DiskState::Diskless;
                     peer_disk = DiskState::Diskless;
