@@ -130,9 +130,13 @@ impl World {
             && !administrator.is_doing(Purpose::Attach)
             && !administrator.is_doing(Purpose::Detach)
         {
-            self.attach(node);
+            self.attach_or_part(node, connection);
             return;
         }
+        if own.disk_state() >= DiskState::Inconsistent {
+            self.nodes[node].administrator.vain_attaches = 0;
+        }
+        let administrator = &self.nodes[node].administrator;
         if let Some(resolution) = administrator.resolution {
             self.resolve_here(node, resolution, connection);
             return;
@@ -164,6 +168,22 @@ impl World {
 
     fn promote(&mut self, node: NodeId, force: bool) {
         self.command(node, Purpose::Primary { force }, Command::Primary { volume: VOLUME, force });
+    }
+
+    /// Attaches, or leaves a peer first whose data keep the disk from being attached.
+    fn attach_or_part(&mut self, node: NodeId, connection: ConnectionState) {
+        let administrator = &mut self.nodes[node].administrator;
+        if connection == ConnectionState::StandAlone {
+            administrator.vain_attaches = 0;
+        } else if administrator.vain_attaches > 2 {
+            if !administrator.is_doing(Purpose::Disconnect) {
+                self.command(node, Purpose::Disconnect, Command::Disconnect { force: true });
+            }
+            return;
+        } else {
+            administrator.vain_attaches += 1;
+        }
+        self.attach(node);
     }
 
     fn attach(&mut self, node: NodeId) {

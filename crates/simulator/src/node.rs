@@ -102,6 +102,8 @@ pub(crate) struct Administrator {
     /// The connection was given up without being asked to.
     pub(crate) refused: bool,
     pub(crate) resolution: Option<Resolution>,
+    /// Attaches while connected that came to nothing.
+    pub(crate) vain_attaches: u32,
     pub(crate) commands: BTreeMap<CommandId, Purpose>,
 }
 
