@@ -192,8 +192,10 @@ impl Translation {
         if self.generation(captured) == engine {
             return Ok(());
         }
-        let known =
-            self.given.contains(&(captured.0 & !1)) || self.generations.contains_key(&(captured.0 & !1));
+        // What is derived from a known identifier is no invention either.
+        let is_known = |whole: u64| self.given.contains(&whole) || self.generations.contains_key(&whole);
+        let whole = captured.0 & !1;
+        let known = is_known(whole) || is_known(whole.wrapping_sub(SYNC_STEP));
         let taken = self.given.contains(&(engine.0 & !1))
             || self.generations.values().any(|mapped| *mapped & !1 == engine.0 & !1)
             || engine.0 & !1 == 0
