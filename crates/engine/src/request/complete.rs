@@ -1,6 +1,6 @@
 //! How requests end (io spec 5.3 to 5.6).
 
-use udrbd_units::DiskState;
+use udrbd_units::{DiskState, SectorRange};
 
 use super::{Local, Net};
 use crate::Engine;
@@ -97,7 +97,7 @@ impl Engine {
         let set_in_sync = request.set_in_sync;
         if request.operation.is_write() {
             if !both {
-                self.volumes[index].set_out_of_sync(range);
+                self.write_sets_out_of_sync(index, range);
             } else if set_in_sync {
                 self.set_in_sync(index, range);
             }
@@ -110,6 +110,18 @@ impl Engine {
         while self.log.front().is_some_and(|front| self.requests.get(*front).is_none()) {
             self.log.pop_front();
         }
+    }
+
+    /// A write that the peer does not have sets its bits. Returns how many were set anew. An older write that the peer
+    /// marked in sync may still wait for its barrier: it must not clear them again when it ends.
+    pub(crate) fn write_sets_out_of_sync(&mut self, index: usize, range: SectorRange) -> u64 {
+        let requests = &mut self.requests;
+        for (_, older) in self.volumes[index].writes.overlapping(range) {
+            if let Some(older) = requests.get_mut(older) {
+                older.set_in_sync = false;
+            }
+        }
+        self.volumes[index].set_out_of_sync(range)
     }
 
     /// Gives the activity log references of a write back.

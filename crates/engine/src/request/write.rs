@@ -69,7 +69,7 @@ impl Engine {
         }
         if writes_go_to_peer(state) {
             self.replicate(key);
-        } else if out_of_sync_goes_to_peer(state) && self.volumes[index].set_out_of_sync(range) > 0 {
+        } else if out_of_sync_goes_to_peer(state) && self.write_sets_out_of_sync(index, range) > 0 {
             self.flush_barrier(self.requests[key].epoch);
             self.send_out_of_sync(index, range);
         }
