@@ -180,7 +180,8 @@ impl World {
             return;
         };
         let viewer = self.served_from(node);
-        let result = self.checker.complete_read(viewer, request.range, &found, &request.expected);
+        let (range, issued) = (request.range, request.issued);
+        let result = self.checker.complete_read(viewer, range, &found, &request.expected, issued);
         self.check("reads", result);
     }
 
