@@ -106,7 +106,9 @@ impl Engine {
     fn continue_transaction(&mut self, index: usize) {
         loop {
             let Some(disk) = &mut self.volumes[index].disk else { return };
-            let Some(page) = disk.bitmap.next_hinted_page() else { break };
+            // One that has failed is not tried again: the transaction will not be written.
+            let failed = matches!(disk.transaction, TransactionStep::Pages { failed: true, .. });
+            let Some(page) = disk.bitmap.next_hinted_page().filter(|_| !failed) else { break };
             let mut block = self.blocks.pop().unwrap_or_default();
             let Some(disk) = &mut self.volumes[index].disk else { return };
             if !disk.bitmap.take_page(page, &mut block) {

@@ -396,3 +396,23 @@ fn no_bit_is_clear_on_disk_before_its_block_is_there_for_good() {
     assert_eq!(left(&pair), 0);
     assert_eq!(pair.nodes[1].hasty_pages, 0);
 }
+
+#[test]
+fn a_page_an_eviction_waits_for_is_not_written_for_ever() {
+    let mut pair = one_block_behind(72 * EXTENT);
+    for node in 0..2 {
+        pair.command(node, Command::Disconnect { force: true }).unwrap();
+    }
+    for extent in 0..67 {
+        pair.write(0, extent * EXTENT, 1, 512).unwrap();
+    }
+    let page = layout(&pair).bitmap_page(0).0;
+    pair.nodes[0].bad_metadata = page..page + 8;
+    let id = pair.submit(0, WRITE, 70 * EXTENT, &[1; 512], 512);
+    for _ in 0..200 {
+        pair.step();
+    }
+    assert!(pair.nodes[0].completions.get(&id).is_some_and(|(result, _)| result.is_err()));
+    assert_eq!(pair.nodes[0].status().disk, DiskState::Diskless);
+    assert!(pair.nodes[0].superblock(pair.sectors).flags.contains(Flags::FULL_SYNC));
+}

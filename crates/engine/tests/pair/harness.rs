@@ -402,7 +402,8 @@ impl Pair {
         true
     }
 
-    fn step(&mut self) -> bool {
+    /// One event happens, if there is one.
+    pub(crate) fn step(&mut self) -> bool {
         if let Some((node, event)) = self.events.pop_front() {
             self.feed(node, event);
             return true;
