@@ -4,7 +4,7 @@ use udrbd_units::ConnectionState;
 
 use super::{Local, Net};
 use crate::Engine;
-use crate::interface::Action;
+use crate::interface::{Action, Protocol};
 use crate::slab::Key;
 
 /// What the peer said about a write.
@@ -163,13 +163,19 @@ impl Engine {
 
     /// The connection is back before anything was given up: what was frozen is sent again (io spec 13, RESEND).
     pub(crate) fn transfer_log_resend(&mut self) {
+        let asynchronous =
+            self.connection.options.as_ref().is_some_and(|options| options.protocol == Protocol::A);
         self.connection.log_frozen = false;
         for key in self.log.iter().copied().collect::<Vec<_>>() {
             let Some(request) = self.requests.get_mut(key) else { continue };
             request.held = false;
             match request.net {
-                // A write the peer has refused is not sent again; its bits are set.
+                // With protocol A nobody knows whether what TCP took has arrived: its bits are set. So are those of a write the
+                // peer has refused, which is not sent again.
                 Net::Ok | Net::Failed => {
+                    if asynchronous {
+                        request.net = Net::Failed;
+                    }
                     request.net_done = true;
                     self.settle(key);
                 }
