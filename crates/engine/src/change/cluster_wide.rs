@@ -1,5 +1,7 @@
 //! Changes the peer has to agree to (states spec 4).
 
+use udrbd_units::{ConnectionState, DiskState};
+
 use crate::Engine;
 use crate::change::Verbosity;
 use crate::interface::Level;
@@ -41,7 +43,16 @@ impl Engine {
             request.holds_lock = false;
             self.attention |= code != Some(Code::InTransientState);
         }
-        code.filter(|code| *code != Code::InTransientState)
+        code.filter(|code| *code != Code::InTransientState || self.stays_as_it_is(index))
+    }
+
+    /// Whether a volume is in a state that nothing will change by itself: bad data here beside good ones at the peer, and
+    /// no resync on its way (states spec 13.5). There, what is refused as transient would be so for ever.
+    fn stays_as_it_is(&self, index: usize) -> bool {
+        let state = self.volumes[index].state;
+        state.connection == ConnectionState::Connected
+            && state.disk == DiskState::Inconsistent
+            && !self.connection.state_sent
     }
 
     fn step_request(&mut self, request: &mut DeviceRequest) -> Option<Code> {

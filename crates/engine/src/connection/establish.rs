@@ -10,7 +10,7 @@ use crate::interface::{Action, Duration, Level, Payload, SocketId, Time};
 
 /// How long a failed handshake is left alone.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Accepted sockets that may wait for their first packet.
+/// Accepted sockets that may wait, for their first packet or with it.
 const GREETINGS_MAX: usize = 8;
 
 /// What is being done to get a pair of sockets.
@@ -174,7 +174,7 @@ impl Engine {
     pub(crate) fn socket_accepted(&mut self, socket: SocketId) {
         let until = self.now.after(self.handshake_timeout());
         match self.connection.establish.greetings_mut() {
-            Some(greetings) if greetings.silent.len() < GREETINGS_MAX => {
+            Some(greetings) if greetings.silent.len() + greetings.arrived.len() < GREETINGS_MAX => {
                 greetings.silent.push((socket, until));
             }
             _ => self.out.push(Action::Close { socket, abort: true }),

@@ -1,7 +1,7 @@
 //! Commands at awkward moments: each is answered, and none does harm.
 
 use udrbd_engine::interface::{
-    AfterSplitBrain, Command, DiskOptions, Fencing, Handler, NetOptions, Operation,
+    AfterSplitBrain, Command, DiskOptions, Fencing, Handler, NetOptions, OnIoError, Operation, SocketId,
 };
 use udrbd_units::{ConnectionState, DiskState, Minor};
 
@@ -147,7 +147,7 @@ fn a_volume_taken_away_and_added_again_joins_the_connection() {
     pair.attach(1, fast()).unwrap();
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
     assert!(!pair.nodes[0].says("Connection closed"), "{}", pair.describe());
-    assert_eq!(pair.differences(), [], "{}", pair.describe());
+    assert!(pair.differences().is_empty(), "{}", pair.describe());
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_disk_attached_before_its_volume_has_joined_is_compared_all_the_same() {
     let mut pair = with_a_volume_added_again();
     pair.attach(1, fast()).unwrap();
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
-    assert_eq!(pair.differences(), [], "{}", pair.describe());
+    assert!(pair.differences().is_empty(), "{}", pair.describe());
 }
 
 #[test]
@@ -237,4 +237,31 @@ fn a_primary_without_good_data_does_not_freeze_for_a_fencing_it_never_asks_for()
     pair.pass(1);
     assert!(pair.nodes[0].says("Not fencing peer, I'm not even Consistent myself."));
     assert!(pair.write(0, 0, 1, 4096).is_err());
+}
+
+#[test]
+fn a_node_that_keeps_bad_data_is_not_promoted_and_says_so() {
+    let mut pair = synced();
+    let options = DiskOptions { on_io_error: OnIoError::PassOn, ..fast() };
+    pair.command(1, Command::DiskOptions { volume: VOLUME, options: Box::new(options) }).unwrap();
+    pair.nodes[1].failing = true;
+    pair.write(0, 0, 1, 4096).unwrap();
+    pair.settle();
+    assert_eq!(status(&pair, 1).disk, DiskState::Inconsistent);
+    demote(&mut pair, 0);
+    let result = pair.try_command(1, Command::Primary { volume: VOLUME, force: false });
+    assert!(matches!(result, Some(Err(_))), "{result:?}");
+}
+
+#[test]
+fn callers_that_wait_are_few() {
+    let mut pair = Pair::new();
+    pair.cut = true;
+    let mut closed = 0;
+    pair.command(0, Command::Connect(Box::default())).unwrap();
+    pair.pass(1);
+    for number in 0..40 {
+        closed += pair.call(0, SocketId(SocketId::FIRST_ACCEPTED.0 + 1000 + number));
+    }
+    assert!(closed >= 30, "{closed}");
 }
