@@ -15,6 +15,8 @@ mod reactor;
 mod settings;
 mod thread;
 
+use std::process::ExitCode;
+
 use anyhow::Context;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -23,9 +25,19 @@ use udrbd_runtime::process;
 use instance::Instance;
 use settings::{Frontend, Settings};
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let settings = Settings::parse();
     start_logging();
+    match serve(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(settings: Settings) -> anyhow::Result<()> {
     if settings.frontend == Frontend::Ublk {
         anyhow::bail!("this build has no ublk front end; use --frontend nbd");
     }

@@ -16,6 +16,8 @@ use crate::messages::DiskPair;
 const METADATA_BUFFERS: usize = 32;
 const METADATA_BLOCK_BYTES: u32 = 4096;
 const METADATA_BLOCK_SECTORS: u64 = 8;
+/// Blocks of 1 MiB that reads for the peer leave to what the peer sends, and to metadata.
+const READ_RESERVE_MEBIBYTES: usize = 5;
 /// Blocks of metadata written with one call: 512 KiB.
 const GATHERED_MAX: usize = 128;
 
@@ -207,7 +209,9 @@ impl Reactor {
         let taken = buffer.is_none();
         let buffer = match buffer {
             Some(buffer) => Some(handle_of(buffer)),
-            None if self.disks.waiting.is_empty() => self.ring.allocate(range.bytes as usize),
+            None if self.disks.waiting.is_empty() => {
+                self.ring.allocate_leaving(range.bytes as usize, READ_RESERVE_MEBIBYTES)
+            }
             None => None,
         };
         let Some(buffer) = buffer else {

@@ -165,7 +165,9 @@ impl Reactor {
         if freed || self.clients.want_another_turn(&self.ring) {
             return Some(Duration::ZERO);
         }
+        let refresh = self.stale.then(|| self.published_at.after(SHOWN_AGE_MAX));
         let times = [
+            refresh,
             self.engine.next_timeout(),
             self.network.next_timeout(),
             self.outbox.next_timeout(),

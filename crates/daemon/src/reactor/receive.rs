@@ -12,6 +12,9 @@ use wire::{Command, DigestAlgorithm, DigestValue, Expected, Incoming, Packet, Re
 use super::peer::PeerSocket;
 use super::{Reactor, Tag, buffer_of};
 
+/// Blocks of 1 MiB that payload leaves to metadata: nothing is written before its extent is in the activity log.
+const RESERVE_MEBIBYTES: usize = 3;
+
 /// A packet up to its payload.
 #[derive(Debug)]
 pub(super) struct Head {
@@ -111,7 +114,7 @@ impl PeerSocket {
 
     fn begin_payload(&mut self, ring: &mut Ring<Tag>, head: Head) -> Step {
         let bytes = head.incoming.payload_bytes;
-        let Some(buffer) = ring.allocate(bytes) else {
+        let Some(buffer) = ring.allocate_leaving(bytes, RESERVE_MEBIBYTES) else {
             self.body = Body::Waiting(head);
             return Step::Wait;
         };
