@@ -192,6 +192,10 @@ impl Engine {
             self.volumes[index].resync.state_due = true;
             return;
         }
+        // The kernel answers a disk that comes only where it has been told that there was none.
+        let attaching = state.disk == DiskState::Attaching;
+        let disk = if attaching { DiskState::Diskless } else { state.disk };
+        let state = VolumeState { disk, ..state };
         if let Some(word) = wire::StateWord::unpack(state.to_raw()) {
             self.send_on_data(index, Packet::State(word));
         }

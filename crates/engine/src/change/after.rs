@@ -4,7 +4,7 @@ use udrbd_units::{ConnectionState, DiskState, Role};
 
 use crate::Engine;
 use crate::interface::Handler;
-use crate::state::{Suspension, VolumeState, contact_to_peers_data_lost, state_range};
+use crate::state::{StateRequest, Suspension, VolumeState, contact_to_peers_data_lost, state_range};
 
 /// A change of which the consequences are still to be drawn.
 #[derive(Clone, Copy, Debug)]
@@ -49,10 +49,10 @@ impl Engine {
         }
         self.thaw_after(old, new);
         self.resync_source_starts(index, old, new);
-        if old.peer_disk == DiskState::Diskless
-            && new.peer_disk > DiskState::Diskless
-            && new.peer_disk != DiskState::Unknown
-        {
+        // A peer that was attaching when it connected waits for this just as well.
+        let comes = old.peer_disk == DiskState::Diskless
+            || (old.peer_disk == DiskState::Attaching && new.peer_disk > DiskState::Failed);
+        if comes && new.peer_disk > DiskState::Diskless && new.peer_disk != DiskState::Unknown {
             self.send_uuids(index, 0);
             self.send_state_word(index, new);
         }
@@ -215,6 +215,16 @@ impl Engine {
         let over = new.connection == Connected || new.connection >= Ahead;
         if was_syncing && over && self.volumes[index].has_disk() {
             self.write_changed_pages(index);
+        }
+        // A full sync that was asked for and has not got its name: with equal identifiers the next handshake would find both
+        // copies in sync. Inconsistent, this one is fetched.
+        let unnamed = matches!(old.connection, ConnectionState::StartingSyncT | ConnectionState::WFSyncUUID);
+        let all_bits = self.volumes[index]
+            .disk
+            .as_ref()
+            .is_some_and(|disk| disk.bitmap.set_count() == disk.bitmap.bits());
+        if unnamed && new.connection < Connected && all_bits && self.volumes[index].has_disk() {
+            self.force_state(index, StateRequest::disk(DiskState::Inconsistent));
         }
         let given_up = was_syncing && self.volumes[index].state.connection == Connected;
         if (given_up && self.volumes[index].resync.running)

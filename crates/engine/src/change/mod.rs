@@ -112,6 +112,9 @@ impl Engine {
         if writes_go_to_peer(old) != writes_go_to_peer(new) {
             self.close_epoch();
         }
+        if old.peer_disk >= DiskState::Inconsistent && new.peer_disk < DiskState::Inconsistent {
+            self.doubt_unconfirmed(index);
+        }
         self.suspension = new.suspension;
         self.volumes[index].state = new;
         self.connection_effects(index, old, new);

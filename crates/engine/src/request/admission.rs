@@ -83,6 +83,7 @@ impl Engine {
             net: Net::None,
             barrier_expected: false,
             net_done: false,
+            doubtful: false,
             set_in_sync: false,
             extents_held: 0,
             in_tree: false,

@@ -93,7 +93,7 @@ impl Engine {
     fn destroy(&mut self, key: Key) {
         let request = &self.requests[key];
         let (index, range, in_tree) = (request.volume, request.range, request.in_tree);
-        let both = request.local == Local::Ok && request.net == Net::Ok;
+        let both = request.local == Local::Ok && request.net == Net::Ok && !request.doubtful;
         let set_in_sync = request.set_in_sync;
         if request.operation.is_write() {
             if !both {

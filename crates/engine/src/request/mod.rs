@@ -58,6 +58,8 @@ pub(crate) struct Request {
     pub(crate) barrier_expected: bool,
     /// The peer is done with it for good (ND).
     pub(crate) net_done: bool,
+    /// The peer's disk went before the peer was done with it for good: what it acknowledged may be lost.
+    pub(crate) doubtful: bool,
     /// The peer marked it in sync (SIS).
     pub(crate) set_in_sync: bool,
     /// How many activity log references are held, from the first extent on.

@@ -136,6 +136,19 @@ impl Engine {
         Ok(())
     }
 
+    /// The peer's disk is gone. What the peer has acknowledged and not confirmed for good may not have left its cache.
+    pub(crate) fn doubt_unconfirmed(&mut self, index: usize) {
+        for key in &self.log {
+            if let Some(request) = self.requests.get_mut(*key)
+                && request.volume == index
+                && request.barrier_expected
+                && !request.net_done
+            {
+                request.doubtful = true;
+            }
+        }
+    }
+
     /// The connection is lost: what the peer has not confirmed for good ends without it (io spec 12 step 6).
     pub(crate) fn transfer_log_connection_lost(&mut self) {
         self.connection.log_frozen = false;

@@ -187,7 +187,9 @@ pub fn plan_connection_volume(
     context: &Context,
 ) -> VolumeState {
     let (mut new, _) = sanitise(old, request.apply(old), context);
-    let cannot_be_outdated = new.disk == DiskState::Outdated && old.disk < DiskState::Outdated;
+    // A disk that was negotiating has just become what it was found to be (S4); nobody asked to outdate it.
+    let settled = old.disk == DiskState::Negotiating && request.disk.is_none();
+    let cannot_be_outdated = new.disk == DiskState::Outdated && old.disk < DiskState::Outdated && !settled;
     if outdate_failure == OutdateFailure::Ignore && cannot_be_outdated {
         new.disk = old.disk;
     }
