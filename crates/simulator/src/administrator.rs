@@ -14,9 +14,9 @@ use crate::node::{Purpose, Resolution};
 use crate::plan::{Operation, SECOND};
 use crate::world::{CONVERGENCE, Due, Restore, World};
 
-/// What an attach may be refused with at times: it was given up, the disk is there already, or holds other data than the
-/// clients saw.
-const ATTACH_REFUSALS: [u32; 3] = [118, 124, 150];
+/// What an attach may be refused with at times: it was given up, or the disk is there already.
+const ATTACH_REFUSALS: [u32; 2] = [118, 124];
+const DATA_NOT_CURRENT: u32 = 150;
 
 impl World {
     /// Starts the daemon of a node that has power.
@@ -96,6 +96,12 @@ impl World {
         match (purpose, result) {
             (Purpose::NewMinor, Ok(())) => administrator.has_minor = true,
             (Purpose::Down, Ok(())) => administrator.has_minor = false,
+            // Clients have seen other data than these: before they may be seen, the clients have to go.
+            (Purpose::Attach, Err(Failure::Configuration { code: DATA_NOT_CURRENT, .. })) => {
+                if self.nodes[node].is_primary() {
+                    self.demote(node);
+                }
+            }
             (Purpose::Attach, Err(Failure::Configuration { code, info }))
                 if !ATTACH_REFUSALS.contains(code) =>
             {
