@@ -416,3 +416,20 @@ fn a_page_an_eviction_waits_for_is_not_written_for_ever() {
     assert_eq!(pair.nodes[0].status().disk, DiskState::Diskless);
     assert!(pair.nodes[0].superblock(pair.sectors).flags.contains(Flags::FULL_SYNC));
 }
+
+#[test]
+fn an_invalidation_cut_short_is_not_forgotten() {
+    let mut pair = synced();
+    pair.nodes[1].stuck_metadata = true;
+    pair.nodes[0].stuck_metadata = true;
+    pair.try_command(1, Command::Invalidate { volume: VOLUME });
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::StartingSyncT);
+    pair.break_wires();
+    pair.settle();
+    pair.unstick(0);
+    pair.unstick(1);
+    pair.pass(60);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.nodes[1].says("Began resync as SyncTarget (will sync 20"), "{}", pair.describe());
+    assert_eq!(pair.nodes[1].status().counters.out_of_sync_sectors, 0);
+}
