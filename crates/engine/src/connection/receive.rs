@@ -381,18 +381,18 @@ impl Engine {
             return;
         }
         let malformed = message.is_some();
+        // What the peer said last may settle a command before the connection is given up.
+        self.run_commands();
+        if !malformed && self.other_socket_has_more_to_say(is_data) {
+            self.connection.answer_until = Some(self.now.after(self.ping_timeout()));
+            return;
+        }
         if let Some(message) = message {
             self.say(Level::Error, None, message);
         } else if is_data {
             self.say(Level::Info, None, "sock was shut down by peer".to_owned());
         } else {
             self.say(Level::Info, None, "meta connection shut down by peer.".to_owned());
-        }
-        // What the peer said last may settle a command before the connection is given up.
-        self.run_commands();
-        if !malformed && self.other_socket_has_more_to_say(is_data) {
-            self.connection.answer_until = Some(self.now.after(self.ping_timeout()));
-            return;
         }
         match (is_data, malformed) {
             (false, true) if fatal => self.refuse_connection(),
