@@ -82,6 +82,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if let Some(command) = simulator(&["--seeds", seeds]) {
         report.program(&format!("simulator, {seeds} seeds"), command);
     }
+    if let Some(command) = simulator(&["--all-bugs"]) {
+        report.program("simulator, every deliberate bug is found", command);
+    }
     report.suite("pairs on this machine", test(&["-p", "udrbd-tests", "--test", "pair"]));
     report.program("demo", own(&["demo", "--once"])?);
     if options.no_guests {
@@ -104,7 +107,12 @@ pub(crate) fn simulator(words: &[&str]) -> Option<Command> {
         return None;
     }
     let mut command = workspace::cargo();
-    command.args(["run", "--quiet", "--release", "-p", "udrbd-simulator", "--"]).args(words);
+    command.args(["run", "--quiet", "--release", "-p", "udrbd-simulator"]);
+    // Only a simulator that looks for deliberate bugs is built with them.
+    if words.iter().any(|word| word.starts_with("--bug") || *word == "--all-bugs") {
+        command.args(["--features", "deliberate-bugs"]);
+    }
+    command.arg("--").args(words);
     Some(command)
 }
 
