@@ -67,11 +67,26 @@ impl Engine {
         range: SectorRange,
         payload: Payload,
     ) {
+        let size = range.bytes;
+        let (data_bytes, zero_bytes) = self.request_limits();
+        let limit = if operation.is_payloadless() { zero_bytes } else { data_bytes };
+        if size > limit {
+            // The peer is older than those the client was told of when it came: the write goes on without it.
+            let text = format!(
+                "the peer takes no request of {size} bytes, only of {limit}: dropping the connection"
+            );
+            self.say(crate::interface::Level::Error, Some(index), text);
+            self.lose_connection(ConnectionState::ProtocolError);
+            return;
+        }
+        let operation = self.operation_on_the_wire(operation);
         let flags = self.write_flags(index, operation);
         let block_id = BlockId(key.number());
         let sequence = SequenceNumber(self.volumes[index].next_sequence());
         let sector = range.start;
-        let size = range.bytes;
+        let as_data =
+            operation == Operation::Write { fua: false, preflush: false } && payload == Payload::None;
+        let payload = if as_data { Payload::Bytes(vec![0; size as usize]) } else { payload };
         let packet = match operation {
             Operation::Discard => Packet::Trim(BlockZero { sector, block_id, sequence, flags, size }),
             Operation::WriteZeroes { .. } if self.connection.dialect.has(Features::WRITE_ZEROES) => {
@@ -91,6 +106,36 @@ impl Engine {
         let asynchronous = self.connection.options.as_ref().is_some_and(|o| o.protocol == Protocol::A);
         let sent = asynchronous.then_some(Token(key.number()));
         self.send_with(SocketRole::Data, volume, packet, payload, data, None, sent);
+    }
+
+    /// Writes of zeroes travel as data where the peer would not take them otherwise: 8.4.11 expects a digest on P_ZEROES
+    /// and drops the connection when there is none (wire spec 18.1), and the oldest know neither P_ZEROES nor P_TRIM.
+    fn operation_on_the_wire(&self, operation: Operation) -> Operation {
+        match operation {
+            Operation::WriteZeroes { .. } if self.zeroes_travel_as_data() => {
+                Operation::Write { fua: false, preflush: false }
+            }
+            other => other,
+        }
+    }
+
+    fn zeroes_travel_as_data(&self) -> bool {
+        let dialect = self.connection.dialect;
+        let zeroes = dialect.has(Features::WRITE_ZEROES) && self.connection.own_integrity.is_none();
+        self.connection.agreed_version > 0
+            && !zeroes
+            && (dialect.has(Features::WRITE_ZEROES) || !dialect.has(Features::TRIM))
+    }
+
+    /// The largest requests that can be mirrored, in bytes: with data, and discards and writes of zeroes. What is larger
+    /// has to be cut before it gets here.
+    pub fn request_limits(&self) -> (u32, u32) {
+        if self.connection.agreed_version == 0 {
+            return (1 << 20, 128 << 20);
+        }
+        let dialect = self.connection.dialect;
+        let data = dialect.request_bytes_max();
+        (data, if self.zeroes_travel_as_data() { data } else { dialect.discard_bytes_max() })
     }
 
     /// The `dp_flags` of a write (io spec 5.2).

@@ -119,6 +119,8 @@ pub(crate) struct Volume {
     pub(crate) overlapping: VecDeque<Key>,
     /// Own replicated writes (and, with two Primaries, the peer's).
     pub(crate) writes: IntervalSet<Key>,
+    /// Writes of the peer submitted here and not complete.
+    pub(crate) peer_ranges: IntervalSet<Key>,
     /// Resync writes submitted here.
     pub(crate) sync_writes: IntervalSet<Key>,
     /// Writes of the peer submitted here and not complete.
@@ -170,6 +172,7 @@ impl Volume {
             waiting: VecDeque::new(),
             overlapping: VecDeque::new(),
             writes: IntervalSet::new(),
+            peer_ranges: IntervalSet::new(),
             sync_writes: IntervalSet::new(),
             peer_writes: 0,
             admitted: 0,

@@ -52,6 +52,7 @@ impl Clients {
         socket: OwnedFd,
         negotiated: &Negotiated,
         serving: bool,
+        (piece_bytes, zero_bytes): (u32, u32),
     ) {
         if !serving || self.clients.len() >= CLIENTS_MAX {
             return;
@@ -60,7 +61,8 @@ impl Clients {
         self.count = self.count.wrapping_add(1);
         let tokens =
             StreamTokens { receive: Tag::ClientReceive(number), writable: Tag::ClientWritable(number) };
-        if let Ok(session) = Session::new(ring, socket, negotiated, SessionLimits::default(), tokens) {
+        let limits = SessionLimits { piece_bytes, zero_bytes, ..SessionLimits::default() };
+        if let Ok(session) = Session::new(ring, socket, negotiated, limits, tokens) {
             self.clients.push(Client { number, volume, session });
         }
     }
@@ -168,6 +170,12 @@ impl Reactor {
 
     fn submit(&mut self, client: u32, volume: VolumeNumber, submissions: &mut Vec<Submission>) {
         for submission in submissions.drain(..) {
+            let id = RequestId(u64::from(client) << 32 | u64::from(submission.id.0));
+            if submission.operation == nbd::Operation::Trim && !self.engine.offers_discard() {
+                // The peer does not know discards: nothing changes anywhere, which is what a discard may do.
+                self.clients.complete(&mut self.ring, id, Ok(()), None);
+                continue;
+            }
             let operation = match submission.operation {
                 nbd::Operation::Read => Operation::Read,
                 nbd::Operation::Write { fua } => Operation::Write { fua, preflush: false },
@@ -180,7 +188,7 @@ impl Reactor {
                 self.ring.retain(buffer);
             }
             self.feed(Event::Request(ClientRequest {
-                id: RequestId(u64::from(client) << 32 | u64::from(submission.id.0)),
+                id,
                 volume,
                 operation,
                 range: submission.range,

@@ -35,6 +35,10 @@ use peer::Network;
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How long what is shown of a busy engine may be old.
 const SHOWN_AGE_MAX: Duration = Duration::from_millis(100);
+/// How long the end of a turn is put off for the next request of a client that has just been answered. What the
+/// engine holds back for the end of the turn, a barrier, then leaves together with that request instead of by itself:
+/// two packets, two system calls and two wake-ups less for each write of a client that writes one at a time.
+const TURN_HELD: Duration = Duration::from_millis(2);
 /// Disk already configured (states spec 19.2).
 const DISK_CONFIGURED: u32 = 124;
 
@@ -93,6 +97,8 @@ pub(crate) struct Reactor {
     published_at: Time,
     /// Something has happened since.
     stale: bool,
+    /// The end of the engine's turn is put off until then.
+    turn_held_until: Option<Time>,
     /// How many buffers had been freed when those that wait for one tried last.
     freed_at_retry: u64,
     answered: u64,
@@ -123,6 +129,7 @@ impl Reactor {
             publish: true,
             published_at: Time(0),
             stale: false,
+            turn_held_until: None,
             freed_at_retry: 0,
             answered: 0,
             stop_by: None,
@@ -168,6 +175,7 @@ impl Reactor {
         let refresh = self.stale.then(|| self.published_at.after(SHOWN_AGE_MAX));
         let times = [
             refresh,
+            self.turn_held_until,
             self.engine.next_timeout(),
             self.network.next_timeout(),
             self.outbox.next_timeout(),
@@ -244,6 +252,7 @@ impl Reactor {
                 }
             }
             Action::Complete { request, result, data } => {
+                self.turn_held_until.get_or_insert(self.now.after(TURN_HELD));
                 self.clients.complete(&mut self.ring, request, result, data.map(handle_of));
                 if let Some(data) = data {
                     self.ring.release(handle_of(data));
@@ -280,8 +289,11 @@ impl Reactor {
             self.freed_at_retry = self.ring.buffers().freed();
             self.retry_waiting();
             self.pump_sockets();
-            self.engine.finish_turn(self.now, &mut self.actions);
-            self.perform_all();
+            if self.turn_held_until.is_none_or(|until| until <= self.now) {
+                self.turn_held_until = None;
+                self.engine.finish_turn(self.now, &mut self.actions);
+                self.perform_all();
+            }
             self.write_gathered();
             let told = !self.consequences.is_empty();
             self.feed_consequences();
@@ -362,7 +374,8 @@ impl Reactor {
             ToEngine::Client { volume, socket, negotiated } => {
                 self.publish = true;
                 let serving = self.engine.is_serving(volume);
-                self.clients.welcome(&mut self.ring, volume, socket, &negotiated, serving);
+                let limits = self.engine.request_limits();
+                self.clients.welcome(&mut self.ring, volume, socket, &negotiated, serving, limits);
             }
             ToEngine::HandlerExit { handler, status } => self.feed(Event::HandlerExit { handler, status }),
             ToEngine::Publish(number) => {

@@ -26,9 +26,44 @@ impl Engine {
         if volume.sync_writes.overlaps(range) || !self.is_covered(index, range) {
             return false;
         }
-        let two = self.connection.options.as_ref().is_some_and(|options| options.allow_two_primaries);
-        let seen = wire::SequenceNumber(volume.peer_sequence.wrapping_add(1));
-        !(two && self.connection.resolve_conflicts && sequence.is_after(seen))
+        if !self.allows_two_primaries() {
+            return true;
+        }
+        // The node that decides waits for every earlier acknowledgement (io spec 9.1); the other waits for its own
+        // writes that are in the way, as their answers may be behind this one.
+        if self.connection.resolve_conflicts {
+            let seen = wire::SequenceNumber(volume.peer_sequence.wrapping_add(1));
+            !sequence.is_after(seen)
+        } else {
+            self.conflicting(index, range).is_none()
+        }
+    }
+
+    /// Whether both nodes may be Primary.
+    pub(crate) fn allows_two_primaries(&self) -> bool {
+        self.connection.options.as_ref().is_some_and(|options| options.allow_two_primaries)
+    }
+
+    /// An own write under way that a write of the peer overlaps.
+    fn conflicting(&self, index: usize, range: SectorRange) -> Option<SectorRange> {
+        let open = |key: Key| self.requests.get(key).is_some_and(|request| !request.completed);
+        self.volumes[index].writes.overlapping(range).find(|(_, key)| open(*key)).map(|(own, _)| own)
+    }
+
+    /// Both nodes write the same blocks at the same time. Until that is resolved as io spec 9.3 has it, the connection is
+    /// dropped, which is where 8.4.11 ends as well: both copies stay marked, and the nodes meet again as a split brain
+    /// that is detected, instead of with data that differ unnoticed.
+    fn is_conflict(&mut self, index: usize, range: SectorRange) -> bool {
+        if !self.allows_two_primaries() || !self.connection.resolve_conflicts {
+            return false;
+        }
+        let Some(own) = self.conflicting(index, range) else { return false };
+        let text = format!(
+            "Concurrent writes detected: local={}s +{}, remote={}s +{}",
+            own.start, own.bytes, range.start, range.bytes
+        );
+        self.say(Level::Error, Some(index), text);
+        true
     }
 
     /// P_DATA.
@@ -47,6 +82,10 @@ impl Engine {
             self.count_peer_write(false);
             self.send_ack(index, Ack::Failed, write.sector, write.block_id, range.bytes);
             return Verdict::Good;
+        }
+        if self.is_conflict(index, range) {
+            self.release(payload);
+            return Verdict::Reconnect;
         }
         if !intact {
             let text = format!("Digest integrity check FAILED: {}s +{}", range.start, range.bytes);
@@ -77,6 +116,9 @@ impl Engine {
             self.count_peer_write(false);
             self.send_ack(index, Ack::Failed, zero.sector, zero.block_id, range.bytes);
             return Verdict::Good;
+        }
+        if self.is_conflict(index, range) {
+            return Verdict::Reconnect;
         }
         if !self.is_within_device(index, range) {
             return Verdict::Reconnect;
@@ -148,7 +190,7 @@ impl Engine {
         if acknowledge {
             self.volumes[index].counters.unacknowledged += 1;
         }
-        self.peer_requests.insert(PeerRequest {
+        let key = self.peer_requests.insert(PeerRequest {
             volume: index,
             operation: PeerOperation::Write { epoch, flags, acknowledge, extents },
             range,
@@ -158,7 +200,11 @@ impl Engine {
             failed: false,
             orphaned: false,
             locks: crate::resync::Locks::default(),
-        })
+        });
+        if self.allows_two_primaries() {
+            self.volumes[index].peer_ranges.insert(range, key);
+        }
+        key
     }
 
     /// Which acknowledgements a write wants: of its arrival, of its completion (io spec 7.1 step 4).
@@ -242,6 +288,7 @@ impl Engine {
         let (index, range) = (request.volume, request.range);
         self.release(request.buffer);
         self.volumes[index].peer_writes -= 1;
+        self.volumes[index].peer_ranges.remove(range, key);
         self.volumes[index].counters.written_sectors += range.sectors();
         if request.failed {
             let text = format!("write: error=10 s={}s", range.start);
@@ -266,6 +313,7 @@ impl Engine {
         }
         let waits = !self.connection.inbox.is_empty()
             || self.connection.losing.is_some()
+            || !self.volumes[index].overlapping.is_empty()
             || self.volumes[index].quiesce > 0;
         self.attention |= waits;
     }

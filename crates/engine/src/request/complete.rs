@@ -81,6 +81,8 @@ impl Engine {
         if let Some(buffer) = buffer {
             self.out.push(Action::Release(buffer));
         }
+        // With two Primaries a write of the peer may wait for this one.
+        self.attention |= !self.connection.inbox.is_empty();
         if !self.volumes[index].overlapping.is_empty() || !self.volumes[index].waiting.is_empty() {
             self.attention = true;
         }

@@ -44,7 +44,9 @@ impl Engine {
         let (index, range) = (request.volume, request.range);
         let requests = &self.requests;
         let blocks = |other: Key| requests.get(other).is_some_and(|other| !other.completed);
-        if self.volumes[index].writes.overlapping(range).any(|(_, other)| blocks(other)) {
+        // With two Primaries a write of the peer that is under way here comes first, too (io spec 9.2).
+        let peer_writes = self.allows_two_primaries() && self.volumes[index].peer_ranges.overlaps(range);
+        if peer_writes || self.volumes[index].writes.overlapping(range).any(|(_, other)| blocks(other)) {
             self.volumes[index].overlapping.push_back(key);
             return;
         }

@@ -383,3 +383,82 @@ fn a_diskless_primary_does_not_wait_for_time_to_pass() {
     assert!(pair.nodes[0].completions.contains_key(&id), "{}", pair.describe());
     assert_eq!(pair.nodes[1].load(0, 4096), vec![9; 4096]);
 }
+
+#[test]
+fn zeroes_travel_as_data_where_a_digest_is_expected() {
+    let mut pair = Pair::new();
+    let options = NetOptions { data_integrity_alg: "crc32c".to_owned(), ..NetOptions::default() };
+    for node in 0..2 {
+        pair.command(node, Command::DiskOptions { volume: VOLUME, options: Box::new(fast()) }).unwrap();
+    }
+    pair.connect(&options);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
+    promote(&mut pair, 0, true);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    pair.write(0, 0, 1, 65536).unwrap();
+    pair.packets.clear();
+    let (data_bytes, zero_bytes) = pair.nodes[0].engine.as_ref().unwrap().request_limits();
+    assert_eq!((data_bytes, zero_bytes), (1 << 20, 1 << 20));
+    let id = pair.submit(0, Operation::WriteZeroes { may_unmap: true }, 16, &[], 32768);
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+    assert!(pair.packets.iter().any(|(_, packet)| matches!(packet, udrbd_wire::Packet::Data(_))));
+    assert!(!pair.packets.iter().any(|(_, packet)| matches!(packet, udrbd_wire::Packet::Zeroes(_))));
+    // One that is too large is not sent: the connection goes, the write completes, and the resync carries it.
+    let id = pair.submit(0, Operation::WriteZeroes { may_unmap: true }, 4096, &[], 2 << 20);
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+    assert!(pair.nodes[0].completions[&id].0.is_ok());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.differences().is_empty());
+}
+
+/// Both Primary, connected and up to date.
+fn two_primaries() -> Pair {
+    let mut pair = Pair::new();
+    let options = NetOptions { allow_two_primaries: true, ..NetOptions::default() };
+    for node in 0..2 {
+        pair.command(node, Command::DiskOptions { volume: VOLUME, options: Box::new(fast()) }).unwrap();
+    }
+    pair.connect(&options);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
+    promote(&mut pair, 0, true);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    promote(&mut pair, 1, false);
+    pair
+}
+
+#[test]
+fn two_primaries_write_in_turn_without_a_conflict() {
+    let mut pair = two_primaries();
+    for round in 0..20 {
+        pair.write(round % 2, 0, round as u8, 8192).unwrap();
+        pair.write(1 - round % 2, 8, round as u8 + 100, 8192).unwrap();
+    }
+    pair.settle();
+    assert!(pair.differences().is_empty());
+    assert!(both(&pair, ConnectionState::Connected, DiskState::UpToDate));
+}
+
+#[test]
+fn two_primaries_that_write_the_same_blocks_at_once_part_instead_of_differing_unnoticed() {
+    let mut pair = two_primaries();
+    let write = Operation::Write { fua: false, preflush: false };
+    pair.cut = true;
+    let ids = [0, 1].map(|node| (node, pair.submit(node, write, 0, &[node as u8 + 1; 4096], 4096)));
+    pair.settle();
+    pair.cut = false;
+    pair.until(|pair| ids.iter().all(|(node, id)| pair.nodes[*node].completions.contains_key(id)));
+    pair.until(|pair| pair.nodes.iter().any(|node| node.status().connection == ConnectionState::StandAlone));
+    assert!(
+        pair.nodes
+            .iter()
+            .any(|node| node.says("Concurrent writes detected: local=0s +4096, remote=0s +4096"))
+    );
+    assert!(
+        pair.nodes.iter().any(|node| node.says("Split-Brain detected but unresolved, dropping connection!"))
+    );
+    assert!(
+        pair.nodes.iter().all(|node| node.status().counters.out_of_sync_sectors > 0),
+        "{}",
+        pair.describe()
+    );
+}
