@@ -121,10 +121,14 @@ impl Engine {
         let lost = contact_to_peers_data_lost(old.peer_disk, new.peer_disk) && somebody_primary;
         let diskless_promoted =
             new.peer_disk < DiskState::Inconsistent && old.peer != Role::Primary && new.peer == Role::Primary;
-        if !lost && !diskless_promoted {
+        // A Primary that gets its disk back while the peer's is out of reach: what it writes from now on is on this one only.
+        let alone = old.disk < DiskState::UpToDate
+            && new.role == Role::Primary
+            && (new.peer_disk < DiskState::Consistent || new.connection < ConnectionState::Connected);
+        if !lost && !diskless_promoted && !alone {
             return;
         }
-        if lost && self.suspension.any() {
+        if (lost || alone) && self.suspension.any() {
             self.volumes[index].flags.new_current_due = true;
             return;
         }
