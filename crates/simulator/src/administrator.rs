@@ -439,7 +439,8 @@ impl World {
     /// Promotes a node, unless DRBD's documentation says that nobody must do that now.
     fn try_promotion(&mut self, node: NodeId) {
         let own = &self.nodes[node];
-        if own.engine.is_none() || own.is_primary() || self.ahead_of_its_source[node] {
+        let ahead = self.ahead_of_its_source.contains(&true);
+        if own.engine.is_none() || own.is_primary() || ahead {
             return;
         }
         let unseen =
@@ -489,7 +490,7 @@ impl World {
         if self.now > self.resolved_at + 5 * SECOND {
             self.resolved_at = self.now;
             self.resolve();
-            self.last_resort();
+            self.last_resort(since);
         }
         self.after(SECOND / 2, Due::Ending);
     }
@@ -507,15 +508,14 @@ impl World {
     }
 
     /// Where neither node has good data any more, somebody has to choose.
-    fn last_resort(&mut self) {
+    fn last_resort(&mut self, since: u64) {
         let bad = |node: NodeId| {
-            let own = &self.nodes[node];
-            own.connection() == ConnectionState::Connected
-                && own.disk_state() < DiskState::Consistent
-                && own.disk_state() >= DiskState::Inconsistent
-                && own.peer_disk_state() < DiskState::Consistent
+            let disk = self.nodes[node].disk_state();
+            (DiskState::Inconsistent..=DiskState::Outdated).contains(&disk)
         };
-        if bad(0) && bad(1) {
+        let connected = |node: NodeId| self.nodes[node].connection() == ConnectionState::Connected;
+        let met = connected(0) && connected(1);
+        if bad(0) && bad(1) && (met || self.now > since + 30 * SECOND) {
             self.coverage.fault("primary --force");
             let better = usize::from(self.nodes[1].disk_state() > self.nodes[0].disk_state());
             self.promote(better, true);
