@@ -128,7 +128,8 @@ impl Engine {
         if !lost && !diskless_promoted && !alone {
             return;
         }
-        if (lost || alone) && self.suspension.any() {
+        // Only the own clients wait for I/O that is suspended here; a Primary peer without a disk goes on writing.
+        if (lost || alone) && self.suspension.any() && new.role == Role::Primary {
             self.volumes[index].flags.new_current_due = true;
             return;
         }

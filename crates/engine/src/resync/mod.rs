@@ -28,6 +28,8 @@ const MARK_DISTANCE: Duration = Duration::from_secs(3);
 pub(crate) struct Start {
     /// SyncSource or SyncTarget.
     pub(crate) side: ConnectionState,
+    /// The state in which it was decided: in no other may it start.
+    pub(crate) from: ConnectionState,
     /// The handler that is asked.
     pub(crate) handler: u64,
     /// It has allowed it.

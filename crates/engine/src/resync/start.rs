@@ -19,7 +19,7 @@ impl Engine {
             return;
         }
         let asked = self.handler_count + 1;
-        self.volumes[index].resync.start = Some(Start { side, handler: asked, allowed: false });
+        self.volumes[index].resync.start = Some(Start { side, from: state, handler: asked, allowed: false });
         let handler = if side == ConnectionState::SyncTarget {
             Handler::BeforeResyncTarget
         } else {
@@ -53,18 +53,15 @@ impl Engine {
     /// Starts what may start. Returns whether something did.
     pub(crate) fn run_resync_start(&mut self, index: usize) -> bool {
         let volume = &self.volumes[index];
-        let Some(Start { side, allowed: true, .. }) = volume.resync.start else { return false };
+        let Some(Start { side, from, allowed: true, .. }) = volume.resync.start else { return false };
         if volume.state_locked || !self.full_sync_is_durable(index) {
             return false;
         }
         self.volumes[index].resync.start = None;
         let state = self.volumes[index].state;
-        // Either disk may have gone while the handler ran.
+        // Either disk may have gone while the handler ran, or come again.
         let peer_has_none = side == ConnectionState::SyncSource && state.peer_disk < DiskState::Inconsistent;
-        if state.connection < ConnectionState::Connected
-            || state.disk < DiskState::Negotiating
-            || peer_has_none
-        {
+        if state.connection != from || state.disk < DiskState::Negotiating || peer_has_none {
             return true;
         }
         let mut request = StateRequest::connection(side);
