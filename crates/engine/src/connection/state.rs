@@ -111,10 +111,9 @@ impl Engine {
             if received.connection > C::Connected && received.connection < C::SyncSource {
                 *peer_disk = DiskState::Inconsistent;
             } else if old.connection >= C::SyncSource && received.connection == C::Connected {
-                let volume = &self.volumes[index];
-                if volume.set_bits() <= volume.resync.failed {
-                    self.finish_resync(index);
-                }
+                // Writes that the target marked in sync may still wait for their barrier here.
+                self.volumes[index].resync.peer_is_done = true;
+                self.attention = true;
                 return true;
             }
         }

@@ -29,7 +29,15 @@ impl Engine {
             return true;
         }
         match self.volumes[index].resync.finishing {
-            None => false,
+            None => {
+                let volume = &self.volumes[index];
+                let done = volume.resync.peer_is_done && volume.set_bits() <= volume.resync.failed;
+                if done {
+                    self.volumes[index].resync.peer_is_done = false;
+                    self.finish_resync(index);
+                }
+                done
+            }
             Some(Finish::Extents) => {
                 if !self.volumes[index].resync.waiting_reads.is_empty() {
                     return false;

@@ -41,6 +41,8 @@ pub(crate) struct Start {
 pub(crate) struct Resync {
     pub(crate) start: Option<Start>,
     pub(crate) running: bool,
+    /// Source: the target says that it has everything.
+    pub(crate) peer_is_done: bool,
     /// Blocks at the start, and failed since.
     pub(crate) total: u64,
     pub(crate) failed: u64,
@@ -109,6 +111,7 @@ impl Resync {
         self.by_checksum = false;
         self.verify = None;
         self.done_posted = false;
+        self.peer_is_done = false;
         self.finishing = None;
     }
 
@@ -116,6 +119,7 @@ impl Resync {
     pub(super) fn look_again(&mut self, now: Time) {
         self.next_block = 0;
         self.done_posted = false;
+        self.peer_is_done = false;
         self.timer = Some(now.after(STEP));
     }
 
@@ -135,6 +139,7 @@ impl Resync {
         self.after_superblock = None;
         self.verify = None;
         self.done_posted = false;
+        self.peer_is_done = false;
     }
 
     pub(crate) const fn pause(&mut self, now: Time) {
