@@ -83,6 +83,12 @@ impl World {
         let id = CommandId(self.next_command);
         self.next_command += 1;
         self.nodes[node].administrator.commands.insert(id, purpose);
+        // Whoever gives this command throws data away, also where it is cut short.
+        match purpose {
+            Purpose::Invalidate => self.checker.excused[node] = true,
+            Purpose::InvalidateRemote => self.checker.excused[1 - node] = true,
+            _ => {}
+        }
         self.feed(node, Event::Command { id, command });
     }
 
@@ -108,9 +114,16 @@ impl World {
                 let text = format!("node {node}: {code} {info:?}");
                 self.fail("a good disk is attached", text);
             }
-            (Purpose::Invalidate, Ok(())) => self.checker.excused[node] = true,
-            (Purpose::InvalidateRemote, Ok(())) => self.checker.excused[1 - node] = true,
+            (Purpose::Invalidate, Err(_)) => self.nothing_thrown_away(node),
+            (Purpose::InvalidateRemote, Err(_)) => self.nothing_thrown_away(1 - node),
             _ => {}
+        }
+    }
+
+    /// A command that would have thrown data away was refused.
+    fn nothing_thrown_away(&mut self, node: NodeId) {
+        if self.nodes[node].disk_state() == DiskState::UpToDate {
+            self.checker.excused[node] = false;
         }
     }
 

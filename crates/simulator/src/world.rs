@@ -417,6 +417,15 @@ impl World {
             self.ahead_of_its_source[node] = true;
             self.nodes_are_equal(node, "at the end of a resync");
         }
+        // A source that lost the link while the other disk is good does not know whether that one has everything, or has
+        // never begun.
+        let is_source = |state| matches!(state, ConnectionState::SyncSource | ConnectionState::PausedSyncS);
+        if is_source(before.0)
+            && present.0 < ConnectionState::Connected
+            && self.nodes[1 - node].disk_state() == DiskState::UpToDate
+        {
+            self.ahead_of_its_source[1 - node] = true;
+        }
         self.look_whether_equal(node);
         if role == Role::Primary && before.3 != Role::Primary {
             self.promoted(node, before.1, present);
