@@ -71,3 +71,51 @@ impl Outbox {
         self.waiting.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use udrbd_engine::interface::{CommandId, Level};
+    use udrbd_runtime::mailbox::{Received, mailbox};
+
+    use super::*;
+
+    fn line() -> FromEngine {
+        FromEngine::Log { level: Level::Info, volume: None, text: String::new() }
+    }
+
+    #[test]
+    fn floods_of_lines_are_counted_and_answers_are_kept() {
+        let (sender, receiver) = mailbox(WAITING_MAX + 2).unwrap();
+        let mut outbox = Outbox::new(sender);
+        for _ in 0..WAITING_MAX + 5 {
+            outbox.push(line());
+        }
+        outbox.push(FromEngine::Reply { id: CommandId(7), result: Ok(()) });
+        outbox.flush(Time(0));
+        let mut lines = 0;
+        loop {
+            match receiver.take() {
+                Received::Message(FromEngine::Log { .. }) => lines += 1,
+                Received::Message(FromEngine::Reply { id, .. }) => assert_eq!(id, CommandId(7)),
+                Received::Message(FromEngine::LogLost(lost)) => {
+                    assert_eq!((lines, lost), (WAITING_MAX, 5));
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_mailbox_is_tried_again() {
+        let (sender, receiver) = mailbox(1).unwrap();
+        let mut outbox = Outbox::new(sender);
+        outbox.push(line());
+        outbox.push(line());
+        outbox.flush(Time(5));
+        assert_eq!(outbox.next_timeout(), Some(Time(5).after(RETRY)));
+        assert!(matches!(receiver.take(), Received::Message(_)));
+        outbox.flush(Time(6));
+        assert!(outbox.is_empty() && outbox.next_timeout().is_none());
+    }
+}
