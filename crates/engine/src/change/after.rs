@@ -123,6 +123,7 @@ impl Engine {
             new.peer_disk < DiskState::Inconsistent && old.peer != Role::Primary && new.peer == Role::Primary;
         // A Primary that gets its disk back while the peer's is out of reach: what it writes from now on is on this one only.
         let alone = old.disk < DiskState::UpToDate
+            && old.role == Role::Primary
             && new.role == Role::Primary
             && (new.peer_disk < DiskState::Consistent || new.connection < ConnectionState::Connected);
         if !lost && !diskless_promoted && !alone {
