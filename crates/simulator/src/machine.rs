@@ -242,6 +242,10 @@ impl World {
         let Some((connection, end)) = self.network.find(node, socket) else { return };
         let tail = match &message.payload {
             Payload::None => Tail::None,
+            Payload::Bytes(bytes) if matches!(message.packet, wire::Packet::Data(_)) => {
+                // The only data an engine makes are zeroes.
+                Tail::Data(zeroes(bytes.len() as u64 / 512), bytes.len() as u32)
+            }
             Payload::Bytes(bytes) => Tail::Bytes(bytes.clone()),
             Payload::Buffer { buffer, bytes } => {
                 let range = SectorRange::new(udrbd_units::Sector(0), *bytes);
