@@ -84,6 +84,8 @@ pub(crate) struct Reactor {
     origin: Instant,
     now: Time,
     actions: Actions,
+    /// Room for completions of operations done inline; empty between calls.
+    inline: Vec<Completion<Tag>>,
     /// What came at once of actions; told to the engine after them.
     consequences: VecDeque<Event>,
     disks: Disks,
@@ -120,6 +122,7 @@ impl Reactor {
             origin: Instant::now(),
             now: Time(0),
             actions: Vec::with_capacity(256),
+            inline: Vec::with_capacity(256),
             consequences: VecDeque::new(),
             disks,
             network: Network::default(),
@@ -297,7 +300,10 @@ impl Reactor {
             self.write_gathered();
             let told = !self.consequences.is_empty();
             self.feed_consequences();
-            if !self.flush_sockets() && !told {
+            if self.finish_inline() || told {
+                continue;
+            }
+            if !self.flush_sockets() {
                 break;
             }
         }
@@ -307,6 +313,17 @@ impl Reactor {
             self.publish_now();
         }
         self.outbox.flush(self.now);
+    }
+
+    /// Takes up what was done without the ring, so that its answers leave with everything else of this turn.
+    fn finish_inline(&mut self) -> bool {
+        let mut completions = std::mem::take(&mut self.inline);
+        let any = self.ring.take_inline(&mut completions);
+        for completion in completions.drain(..) {
+            self.completed(completion);
+        }
+        self.inline = completions;
+        any
     }
 
     /// A reply or a handler comes after the status it goes with.

@@ -336,6 +336,14 @@ impl<T: Copy + Debug> Ring<T> {
         Ok(())
     }
 
+    /// Appends the completions of what was done inline, ahead of the next [`Ring::wait`]: what comes of them can leave
+    /// together with what caused them. Returns whether there were any.
+    pub fn take_inline(&mut self, completions: &mut Vec<Completion<T>>) -> bool {
+        let any = !self.done_inline.is_empty();
+        completions.append(&mut self.done_inline);
+        any
+    }
+
     /// Hands queued submissions to the kernel without waiting. [`Ring::wait`] does it too; this is for work that
     /// should start before the caller goes on computing.
     pub fn submit_now(&mut self) {
