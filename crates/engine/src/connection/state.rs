@@ -149,8 +149,12 @@ impl Engine {
         use ConnectionState as C;
         self.volumes[index].flags.consider_resync = false;
         let mut disk = self.volumes[index].state.disk;
+        // What the peer said before it heard of the disk decides nothing: its identifiers are on their way.
+        let undecided =
+            self.volumes[index].peer_generations.is_none() && received_disk >= DiskState::Negotiating;
         if matches!(connection, C::Connected | C::WFBitMapS)
             && disk == DiskState::Negotiating
+            && !undecided
             && let Some(remembered) = self.volumes[index].remembered
         {
             disk = remembered.disk;
