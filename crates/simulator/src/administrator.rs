@@ -83,12 +83,6 @@ impl World {
         let id = CommandId(self.next_command);
         self.next_command += 1;
         self.nodes[node].administrator.commands.insert(id, purpose);
-        // Whoever gives this command throws data away, also where it is cut short.
-        match purpose {
-            Purpose::Invalidate => self.checker.excused[node] = true,
-            Purpose::InvalidateRemote => self.checker.excused[1 - node] = true,
-            _ => {}
-        }
         self.feed(node, Event::Command { id, command });
     }
 
@@ -114,17 +108,19 @@ impl World {
                 let text = format!("node {node}: {code} {info:?}");
                 self.fail("a good disk is attached", text);
             }
-            (Purpose::Invalidate, Err(_)) => self.nothing_thrown_away(node),
-            (Purpose::InvalidateRemote, Err(_)) => self.nothing_thrown_away(1 - node),
             _ => {}
         }
     }
 
-    /// A command that would have thrown data away was refused.
-    fn nothing_thrown_away(&mut self, node: NodeId) {
-        if self.nodes[node].disk_state() == DiskState::UpToDate {
-            self.checker.excused[node] = false;
-        }
+    /// Has a disk's data thrown away; they are given up also where the command is cut short.
+    fn invalidate(&mut self, node: NodeId, disk: NodeId) {
+        self.checker.excused[disk] = true;
+        let command = if disk == node {
+            Command::Invalidate { volume: VOLUME }
+        } else {
+            Command::InvalidateRemote { volume: VOLUME }
+        };
+        self.command(node, Purpose::Other, command);
     }
 
     /// What a node's administrator does about what he sees.
@@ -332,12 +328,11 @@ impl World {
             }
             Operation::Invalidate { node } => {
                 self.coverage.fault("invalidate");
-                self.command(node, Purpose::Invalidate, Command::Invalidate { volume: VOLUME });
+                self.invalidate(node, node);
             }
             Operation::InvalidateRemote { node } => {
                 self.coverage.fault("invalidate-remote");
-                let command = Command::InvalidateRemote { volume: VOLUME };
-                self.command(node, Purpose::InvalidateRemote, command);
+                self.invalidate(node, 1 - node);
             }
             Operation::Pause { node, time } => {
                 self.coverage.fault("pause-sync");
@@ -452,7 +447,9 @@ impl World {
     /// Promotes a node, unless DRBD's documentation says that nobody must do that now.
     fn try_promotion(&mut self, node: NodeId) {
         let own = &self.nodes[node];
-        let ahead = self.ahead_of_its_source.contains(&true);
+        // A promotion that waits for the peer to step down may come after a link that breaks.
+        let source = matches!(own.connection(), ConnectionState::SyncSource | ConnectionState::PausedSyncS);
+        let ahead = self.ahead_of_its_source.contains(&true) || (source && self.nodes[1 - node].is_primary());
         if own.engine.is_none() || own.is_primary() || ahead {
             return;
         }

@@ -78,8 +78,6 @@ pub(crate) enum Purpose {
     Primary { force: bool },
     Secondary,
     Detach,
-    Invalidate,
-    InvalidateRemote,
     Down,
     Other,
 }
