@@ -66,6 +66,8 @@ pub struct Engine {
     pub(crate) attach_count: u64,
     /// Something has happened that the slower machinery has to look at.
     pub(crate) attention: bool,
+    #[cfg(feature = "deliberate-bugs")]
+    pub(crate) bug: Option<crate::bugs::Bug>,
     rare_since: Time,
     rare_lines: u32,
     changed: bool,
@@ -101,6 +103,8 @@ impl Engine {
             attach_reads: HashMap::new(),
             attach_count: 0,
             attention: false,
+            #[cfg(feature = "deliberate-bugs")]
+            bug: None,
             rare_since: Time(0),
             rare_lines: 0,
             changed: false,

@@ -18,6 +18,10 @@
 
 pub mod activity_log;
 pub mod bitmap;
+#[cfg(feature = "deliberate-bugs")]
+pub mod bugs;
+#[cfg(not(feature = "deliberate-bugs"))]
+mod bugs;
 mod change;
 mod command;
 mod connection;

@@ -126,7 +126,7 @@ impl Engine {
             && old.role == Role::Primary
             && new.role == Role::Primary
             && (new.peer_disk < DiskState::Consistent || new.connection < ConnectionState::Connected);
-        if !lost && !diskless_promoted && !alone {
+        if (!lost && !diskless_promoted && !alone) || self.bug(crate::bugs::Bug::NoNewGeneration) {
             return;
         }
         // Only the own clients wait for I/O that is suspended here; a Primary peer without a disk goes on writing.

@@ -5,6 +5,7 @@ use udrbd_units::Extent;
 use super::Purpose;
 use crate::Engine;
 use crate::activity_log::Get;
+use crate::bugs::Bug;
 use crate::interface::Action;
 use crate::request::Local;
 use crate::slab::Key;
@@ -89,12 +90,15 @@ impl Engine {
             return false;
         }
         let Some(place) = disk.log.begin_transaction() else { return false };
-        if !disk.options.al_updates {
+        let no_updates = !disk.options.al_updates;
+        if no_updates || self.bug(Bug::SkipActivityLog) {
             self.commit_transaction(index, false);
             return true;
         }
+        let page_after_log = self.bug(Bug::PageAfterLog);
+        let Some(disk) = &mut self.volumes[index].disk else { return false };
         disk.transaction_block = place.block;
-        for extent in disk.log.evicted_extents() {
+        for extent in disk.log.evicted_extents().filter(|_| !page_after_log) {
             disk.bitmap.hint_page(crate::bitmap::Bitmap::page_of_extent(extent));
         }
         disk.transaction = TransactionStep::Pages { outstanding: 0, failed: false };
@@ -133,6 +137,7 @@ impl Engine {
     fn write_transaction(&mut self, index: usize) {
         let mut block = self.take_block();
         let token = self.start_io(index, Purpose::Transaction);
+        let skips_flush = self.bug(Bug::EvictWithoutFlush);
         let volume = &mut self.volumes[index];
         let number = volume.number;
         let Some(disk) = &mut volume.disk else { return };
@@ -145,7 +150,7 @@ impl Engine {
         // The preflush makes the pages durable that were written since the last flush, by whomever; and the data of an
         // extent that leaves, which may still be in the cache of the disk (io spec I1).
         let evicts = disk.log.evicted_extents().next().is_some();
-        let preflush = flush && (disk.bitmap_io.take_unflushed() || evicts);
+        let preflush = flush && (disk.bitmap_io.take_unflushed() || evicts) && !skips_flush;
         self.out.push(Action::WriteMetadata { token, volume: number, position, block, preflush, fua: flush });
     }
 

@@ -433,7 +433,8 @@ impl Engine {
         }
         if let Some(bitmap) = &mut attaching.bitmap {
             let before = bitmap.set_count();
-            for extent in std::mem::take(&mut attaching.mark) {
+            let skips = self.bug(crate::bugs::Bug::SkipReplay);
+            for extent in std::mem::take(&mut attaching.mark).into_iter().filter(|_| !skips) {
                 let first = u64::from(extent.0) * udrbd_units::EXTENT_BLOCKS;
                 bitmap.set_range(first..=first + udrbd_units::EXTENT_BLOCKS - 1);
             }

@@ -147,8 +147,11 @@ impl Engine {
     /// Marks the whole blocks of a range in sync on this node. Returns how many bits were cleared.
     pub(crate) fn set_in_sync(&mut self, index: usize, range: SectorRange) -> u64 {
         let now = self.now;
+        let partial = self.bug(crate::bugs::Bug::ClearPartialBlock);
         let volume = &mut self.volumes[index];
-        let (Some(blocks), Some(disk)) = (range.covered_blocks(volume.size), &mut volume.disk) else {
+        let covered = range.covered_blocks(volume.size);
+        let blocks = if partial { range.touched_blocks() } else { covered };
+        let (Some(blocks), Some(disk)) = (blocks, &mut volume.disk) else {
             return 0;
         };
         let cleared = disk.bitmap.clear_range(blocks);

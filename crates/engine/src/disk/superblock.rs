@@ -29,12 +29,13 @@ impl Engine {
         }
         let mut block = self.take_block();
         let token = self.start_io(index, Purpose::Superblock);
+        let skips_flush = self.bug(crate::bugs::Bug::SuperblockWithoutFlush);
         let volume = &mut self.volumes[index];
         let number = volume.number;
         let Some(disk) = &mut volume.disk else { return false };
         disk.superblock.encode_into(&mut block);
         disk.superblock_writing = Some(disk.superblock_version);
-        let flush = disk.options.metadata_flushes;
+        let flush = disk.options.metadata_flushes && !skips_flush;
         self.out.push(Action::WriteMetadata {
             token,
             volume: number,

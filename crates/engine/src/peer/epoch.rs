@@ -2,6 +2,7 @@
 //! (io spec 7.3, 8.1; safer than 8.4.11, which does not wait for the flush: 23.1).
 
 use crate::Engine;
+use crate::bugs::Bug;
 use crate::connection::WriteOrdering;
 use crate::disk::Purpose;
 use crate::interface::{Action, IoError, Level};
@@ -67,6 +68,7 @@ impl Engine {
     /// Whether the next packet has to wait for an epoch that is over but not complete.
     pub(crate) fn epoch_is_draining(&self) -> bool {
         self.connection.write_ordering >= WriteOrdering::Drain
+            && !self.bug(Bug::DropBarrier)
             && self.connection.epochs.iter().any(|epoch| epoch.barrier.is_some())
     }
 
@@ -79,6 +81,7 @@ impl Engine {
             }
             if !epoch.flushed
                 && self.connection.write_ordering == WriteOrdering::Flush
+                && !self.bug(Bug::BarrierAckBeforeFlush)
                 && self.flush_for_epoch(epoch.id)
             {
                 return;

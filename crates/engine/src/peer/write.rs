@@ -7,6 +7,7 @@ use wire::DataFlags;
 use super::{PeerOperation, PeerRequest};
 use crate::Engine;
 use crate::activity_log::Get;
+use crate::bugs::Bug;
 use crate::connection::parameters::Verdict;
 use crate::interface::{Action, Buffer, Level, Protocol};
 use crate::sending::Ack;
@@ -23,7 +24,8 @@ impl Engine {
     ) -> bool {
         let volume = &self.volumes[index];
         // Also after the end of a resync: a block of it that is still at the disk must not land on top.
-        if volume.sync_writes.overlaps(range) || !self.is_covered(index, range) {
+        let on_top = volume.sync_writes.overlaps(range) && !self.bug(Bug::NoOverlapWait);
+        if on_top || !self.is_covered(index, range) {
             return false;
         }
         if !self.allows_two_primaries() {
@@ -103,6 +105,9 @@ impl Engine {
         let fua = write.flags.contains(DataFlags::FUA) && volatile;
         let preflush = write.flags.contains(DataFlags::FLUSH) && volatile;
         let number = self.volumes[index].number;
+        if self.bug(Bug::AckBeforeDisk) {
+            self.acknowledge_write(index, range, write.block_id, write.flags, true, false);
+        }
         let token = self.start_peer_io(index, key);
         self.out.push(Action::Write { token, volume: number, range, buffer, fua, preflush });
         Verdict::Good
@@ -266,7 +271,8 @@ impl Engine {
     /// Whether the peer is a Primary without a disk of its own.
     fn stores_alone(&self, index: usize) -> bool {
         let volume = &self.volumes[index];
-        volume.has_disk() && volume.state.peer_disk < DiskState::Inconsistent
+        let alone = volume.has_disk() && volume.state.peer_disk < DiskState::Inconsistent;
+        alone && !self.bug(Bug::NoBookForDiskless)
     }
 
     /// Whether the activity log covers a write of the peer, where it has to.
@@ -306,7 +312,9 @@ impl Engine {
                 let unacknowledged = &mut self.volumes[index].counters.unacknowledged;
                 *unacknowledged = unacknowledged.saturating_sub(1);
             }
-            self.acknowledge_write(index, range, request.block_id, flags, acknowledge, request.failed);
+            if !self.bug(Bug::AckBeforeDisk) {
+                self.acknowledge_write(index, range, request.block_id, flags, acknowledge, request.failed);
+            }
             self.peer_write_completed(epoch);
         } else if self.connection.losing.is_none() {
             self.peer_write_completed(epoch);

@@ -4,6 +4,7 @@ use udrbd_units::{DiskState, SectorRange};
 
 use super::{Local, Net};
 use crate::Engine;
+use crate::bugs::Bug;
 use crate::interface::{Action, Buffer, ClientError, Level, Operation};
 use crate::slab::Key;
 
@@ -41,7 +42,8 @@ impl Engine {
     /// Does with a write what its parts allow: tells the client, and destroys it.
     pub(crate) fn settle(&mut self, key: Key) {
         let Some(request) = self.requests.get(key) else { return };
-        let answered = !request.local.is_pending() && request.net != Net::Pending;
+        let answered =
+            !request.local.is_pending() && (request.net != Net::Pending || self.bug(Bug::CompleteBeforePeer));
         if !request.completed && answered {
             if request.postponed {
                 return;
@@ -72,8 +74,11 @@ impl Engine {
             || self.volumes[request.volume].state.disk == DiskState::UpToDate;
         let good = (request.local == Local::Ok && kept) || request.net == Net::Ok;
         let buffer = request.buffer.take();
-        if in_log && epoch == self.connection.epoch {
+        if in_log && epoch == self.connection.epoch && !self.bug(Bug::CompleteInOpenEpoch) {
             self.close_epoch();
+        }
+        if self.bug(Bug::ReleaseAtWriteAck) {
+            self.release_extents(key);
         }
         self.volumes[index].admitted -= 1;
         let result = if good { Ok(()) } else { Err(ClientError::Io) };
@@ -96,9 +101,12 @@ impl Engine {
         let request = &self.requests[key];
         let (index, range, in_tree) = (request.volume, request.range, request.in_tree);
         let both = request.local == Local::Ok && request.net == Net::Ok && !request.doubtful;
-        let set_in_sync = request.set_in_sync;
+        let (set_in_sync, request_net) = (request.set_in_sync, request.net);
         if request.operation.is_write() {
-            if !both {
+            let forgets = request_net == Net::Failed && self.bug(Bug::ForgetInFlight);
+            if forgets {
+                // The cut corner: nothing is set.
+            } else if !both {
                 self.write_sets_out_of_sync(index, range);
             } else if set_in_sync {
                 self.set_in_sync(index, range);

@@ -44,6 +44,7 @@ impl Engine {
         let volume = &self.volumes[request.volume];
         match (volume.state.disk, &volume.disk, request.range.touched_blocks()) {
             (DiskState::UpToDate, Some(_), _) => true,
+            (DiskState::Inconsistent, Some(_), _) if self.bug(crate::bugs::Bug::StaleRead) => true,
             (DiskState::Inconsistent, Some(disk), Some(blocks)) => !disk.bitmap.any_set(blocks),
             _ => false,
         }

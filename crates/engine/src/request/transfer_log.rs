@@ -152,6 +152,7 @@ impl Engine {
     /// The connection is lost: what the peer has not confirmed for good ends without it (io spec 12 step 6).
     pub(crate) fn transfer_log_connection_lost(&mut self) {
         self.connection.log_frozen = false;
+        let forgets = self.bug(crate::bugs::Bug::ForgetUnconfirmed);
         for key in self.log.iter().copied().collect::<Vec<_>>() {
             let Some(request) = self.requests.get_mut(key) else { continue };
             if request.net == Net::None {
@@ -162,7 +163,9 @@ impl Engine {
                 self.volumes[index].counters.peer_pending -= 1;
             }
             let request = &mut self.requests[key];
-            request.net = Net::Failed;
+            if !(forgets && request.net == Net::Ok) {
+                request.net = Net::Failed;
+            }
             request.net_done = true;
             request.postponed = false;
             request.held = false;

@@ -4,6 +4,7 @@ use udrbd_units::{DiskState, SectorRange};
 
 use super::{Local, Net};
 use crate::Engine;
+use crate::bugs::Bug;
 use crate::disk::Purpose;
 use crate::interface::{Action, DiscardMode, Level, Operation, Payload};
 use crate::slab::Key;
@@ -73,7 +74,9 @@ impl Engine {
             self.replicate(key);
         } else if out_of_sync_goes_to_peer(state) && self.write_sets_out_of_sync(index, range) > 0 {
             self.flush_barrier(self.requests[key].epoch);
-            self.send_out_of_sync(index, range);
+            if !self.bug(Bug::NoOutOfSyncNotice) {
+                self.send_out_of_sync(index, range);
+            }
         }
         if local && self.volumes[index].has_disk() {
             self.write_locally(key);
@@ -206,7 +209,7 @@ impl Engine {
         }
         let flush = self.volumes[index].has_disk();
         let volatile = self.volumes[index].disk.as_ref().is_some_and(|disk| disk.properties.volatile_cache);
-        if flush && volatile {
+        if flush && volatile && !self.bug(Bug::ForgetFlush) {
             let volume = self.volumes[index].number;
             let token = self.start_io(index, Purpose::RequestLocal(key));
             self.requests[key].local = Local::Pending { operations: 1, failed: false };

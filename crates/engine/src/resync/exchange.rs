@@ -6,6 +6,7 @@ use wire::bitmap::{BitmapReceiver, BitmapSender, BitmapSink, BitmapSource};
 
 use crate::Engine;
 use crate::bitmap::Bitmap;
+use crate::bugs::Bug;
 use crate::connection::parameters::Verdict;
 use crate::interface::{Level, Payload, SocketRole, Token};
 use crate::slab::Key;
@@ -95,7 +96,8 @@ impl Engine {
         }
         // What is in flight may still set bits when it ends, and nothing tells the peer of those; nor may anything
         // else go over the socket while the bitmap does (wire spec 11.1 and 11.2).
-        if self.volumes[index].admitted > 0 || !self.full_sync_is_durable(index) {
+        let in_flight = self.volumes[index].admitted > 0 && !self.bug(Bug::BitmapInFlight);
+        if in_flight || !self.full_sync_is_durable(index) {
             return false;
         }
         let compress = self.connection.options.as_ref().is_none_or(|options| options.use_rle);
@@ -173,11 +175,13 @@ impl Engine {
     pub(crate) fn bitmap_received(&mut self, index: usize, packet: &wire::Packet, bytes: &[u8]) -> Verdict {
         let dialect = self.connection.dialect;
         let state = self.volumes[index].state.connection;
+        let forgets = self.bug(Bug::ForgetPeersBits);
         let volume = &mut self.volumes[index];
         let Some(disk) = &mut volume.disk else { return Verdict::Reconnect };
         let bits = disk.bitmap.bits();
         let receiver = volume.exchange.receiver.get_or_insert_with(|| BitmapReceiver::new(bits, dialect));
-        let mut sink = Sink(&mut disk.bitmap);
+        let mut unused = Bitmap::new(udrbd_units::Sector(bits * 8));
+        let mut sink = Sink(if forgets { &mut unused } else { &mut disk.bitmap });
         let merged = match packet {
             wire::Packet::CompressedBitmap(encoding) => receiver.compressed(*encoding, bytes, &mut sink),
             _ => receiver.plain(bytes, &mut sink),

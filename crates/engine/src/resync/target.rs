@@ -6,6 +6,7 @@ use udrbd_wire as wire;
 use super::STEP;
 use super::source::Locks;
 use crate::Engine;
+use crate::bugs::Bug;
 use crate::connection::parameters::Verdict;
 use crate::disk::Purpose;
 use crate::interface::{Action, Buffer, DiscardMode, Duration, Level};
@@ -174,6 +175,9 @@ impl Engine {
             return Verdict::Good;
         }
         let Some(buffer) = payload else { return Verdict::Reconnect };
+        if self.bug(Bug::ClearOnArrival) {
+            self.set_in_sync(index, range);
+        }
         let key = self.accept_resync_write(index, range, Some(buffer), locks);
         let volume = self.volumes[index].number;
         let token = self.start_peer_io(index, key);
@@ -242,12 +246,14 @@ impl Engine {
     pub(crate) fn resync_write_ended(&mut self, key: Key) {
         let Some(request) = self.peer_requests.get_mut(key) else { return };
         let (index, range, good) = (request.volume, request.range, !request.failed && !request.orphaned);
+        let early = self.bug(Bug::ResyncAckBeforeFlush);
+        let Some(request) = self.peer_requests.get_mut(key) else { return };
         let buffer = request.buffer.take();
         self.release(buffer);
         let volume = &mut self.volumes[index];
         volume.sync_writes.remove(range, key);
         let volatile = volume.disk.as_ref().is_some_and(|disk| disk.properties.volatile_cache);
-        if good && volatile && volume.has_disk() {
+        if good && volatile && volume.has_disk() && !early {
             volume.resync.unflushed.push(key);
             self.flush_resync_writes(index);
         } else {
