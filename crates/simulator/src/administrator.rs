@@ -30,7 +30,9 @@ impl World {
         }
         let text = format!("node {node}: the daemon starts");
         self.say(&text);
-        self.nodes[node].engine = Some(Engine::new(ResourceOptions::default(), seed));
+        let mut engine = Engine::new(ResourceOptions::default(), seed);
+        self.plan.switch_bug_on(&mut engine);
+        self.nodes[node].engine = Some(engine);
     }
 
     /// The daemon is gone, with the power or alone.
@@ -46,7 +48,9 @@ impl World {
         let disk = &mut self.nodes[node].disk;
         if power {
             disk.lose_power(&mut self.random, writes.iter());
+            let order = self.checker.check_order(node, &self.nodes[node].disk);
             self.checker.power_lost(node, &before, &self.nodes[node].disk);
+            self.check("a mirror keeps the order of writes", order);
         } else {
             disk.lose_daemon(&mut self.random, writes.iter());
         }
@@ -69,6 +73,8 @@ impl World {
             }
         }
         self.checker.daemon_lost(node);
+        self.checker.mirroring_ends(0);
+        self.checker.mirroring_ends(1);
         self.nodes[node].forget_daemon();
         self.are_equal = false;
         if power {

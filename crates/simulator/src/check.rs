@@ -49,6 +49,8 @@ pub(crate) struct Checker {
     pub(crate) excused: [bool; 2],
     /// Completed writes of a node's clients that no flush of theirs has confirmed.
     unflushed: [Vec<Tag>; 2],
+    /// Writes mirrored to a disk since the mirroring to it began.
+    mirrored: [Vec<Tag>; 2],
     /// Discards and writes of zeroes; those that are not over.
     zeroes: Vec<Tag>,
     zeroing: Vec<Tag>,
@@ -65,6 +67,7 @@ impl Checker {
             exclusive: [BTreeSet::new(), BTreeSet::new()],
             excused: [false; 2],
             unflushed: [Vec::new(), Vec::new()],
+            mirrored: [Vec::new(), Vec::new()],
             zeroes: Vec::new(),
             zeroing: Vec::new(),
             count: 1,
@@ -105,6 +108,40 @@ impl Checker {
             self.zeroing.push(number);
         }
         (number, issued)
+    }
+
+    /// A write goes to this disk as well, as the mirror of the node it was issued on.
+    pub(crate) fn mirror(&mut self, disk: NodeId, number: Tag) {
+        self.mirrored[disk].push(number);
+    }
+
+    /// The mirroring to this disk begins anew.
+    pub(crate) fn mirroring_ends(&mut self, disk: NodeId) {
+        self.mirrored[disk].clear();
+    }
+
+    /// A mirror that lost power holds what was written up to some point, and of what was under way then any part: no
+    /// write without all that had completed before it was issued (io spec I6).
+    pub(crate) fn check_order(&mut self, disk: NodeId, found: &Disk) -> Result<(), Violation> {
+        let mirrored = std::mem::take(&mut self.mirrored[disk]);
+        let holds_some = |number: Tag| {
+            let write = self.writes[number as usize];
+            write.value != 0
+                && (write.range.start.0..write.range.end().0)
+                    .any(|sector| found.data.sector(sector) == Some(&number))
+        };
+        let newest = mirrored.iter().copied().filter(|number| holds_some(*number)).max();
+        let Some(newest) = newest else { return Ok(()) };
+        let issued = self.writes[newest as usize].issued;
+        for number in mirrored {
+            if self.writes[number as usize].done < issued && !self.has(found, number, false) {
+                let text = format!(
+                    "node {disk} lost write {number}, but holds write {newest}, which was issued after that had completed"
+                );
+                return Err(Violation { rule: "a mirror keeps the order of writes", text });
+            }
+        }
+        Ok(())
     }
 
     /// A write did not complete and never will.

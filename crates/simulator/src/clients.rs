@@ -120,6 +120,9 @@ impl World {
             self.say(&text);
         }
         let mirrored_since = self.mirrored_since(node);
+        if mirrored_since.is_some() && write > 0 {
+            self.checker.mirror(1 - node, write);
+        }
         let own = &mut self.nodes[node];
         let stored_since = own.storing.then_some(own.disk_losses);
         own.requests.insert(

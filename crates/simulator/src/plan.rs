@@ -118,6 +118,18 @@ impl Plan {
         Self { seed, settings, steps, random, bug: None }
     }
 
+    /// Switches the deliberate bug on in an engine.
+    #[cfg(feature = "deliberate-bugs")]
+    pub(crate) const fn switch_bug_on(&self, engine: &mut udrbd_engine::Engine) {
+        if let Some(bug) = self.bug {
+            engine.set_bug(bug);
+        }
+    }
+
+    /// There are no deliberate bugs.
+    #[cfg(not(feature = "deliberate-bugs"))]
+    pub(crate) const fn switch_bug_on(&self, _: &mut udrbd_engine::Engine) {}
+
     /// The same with only the steps of these numbers.
     pub fn keep(&mut self, kept: &[usize]) {
         self.steps = kept.iter().filter_map(|index| self.steps.get(*index).copied()).collect();

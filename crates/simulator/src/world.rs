@@ -441,7 +441,9 @@ impl World {
         let mirroring = peer_disk == DiskState::UpToDate || (syncing && peer_disk != DiskState::Unknown);
         if own.mirroring && !mirroring {
             own.interruptions += 1;
+            self.checker.mirroring_ends(1 - node);
         }
+        let own = &mut self.nodes[node];
         own.mirroring = mirroring;
         let storing = disk >= DiskState::Inconsistent;
         if own.storing && !storing {
