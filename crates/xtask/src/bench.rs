@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Only these contenders.
     #[arg(long, value_delimiter = ',', value_name = "NAME", value_parser = ["udrbd", "quorum", "plain"])]
     only: Vec<String>,
+    /// More statements for the `disk` section of the udrbd pair, e.g. "disk-flushes no;".
+    #[arg(long, default_value = "", value_name = "STATEMENTS")]
+    disk: String,
     /// Fail if a ratio to the quorum pair is below its bar.
     #[arg(long)]
     judge: bool,
@@ -79,7 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut results = vec![vec![Vec::new(); JOBS.len()]; names.len()];
     let mut running: Vec<Contender> = Vec::new();
     for name in &names {
-        running.push(Contender::start(name, &folder, SIZE)?);
+        running.push(Contender::start(name, &folder, SIZE, &options.disk)?);
     }
     for contender in &running {
         contender.prefill(SIZE)?;

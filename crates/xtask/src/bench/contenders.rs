@@ -25,12 +25,13 @@ pub(super) struct Contender {
 }
 
 impl Contender {
-    /// Starts the contender of that name with disks of a little more than `size` bytes under `folder`.
+    /// Starts the contender of that name with disks of a little more than `size` bytes under `folder`;
+    /// `disk` goes into the `disk` section of a udrbd pair.
     ///
     /// # Errors
     ///
     /// If one of its servers does not come up.
-    pub(super) fn start(name: &str, folder: &Path, size: u64) -> Result<Self> {
+    pub(super) fn start(name: &str, folder: &Path, size: u64, disk: &str) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("udrbd-bench-").tempdir_in(folder)?;
         let mut contender = Self {
             socket: folder.path().join("nbd.sock"),
@@ -40,7 +41,7 @@ impl Contender {
             _folder: folder,
         };
         match name {
-            "udrbd" => contender.start_udrbd(size)?,
+            "udrbd" => contender.start_udrbd(size, disk)?,
             "quorum" => contender.start_quorum(size)?,
             "plain" => contender.start_plain(size)?,
             _ => bail!("no contender `{name}`"),
@@ -67,12 +68,12 @@ impl Contender {
         export.flush()
     }
 
-    fn start_udrbd(&mut self, size: u64) -> Result<()> {
+    fn start_udrbd(&mut self, size: u64, disk: &str) -> Result<()> {
         let mut pair = Pair::new(PairOptions {
             resource: "bench".to_owned(),
             disk_bytes: size + (16 << 20),
             net: "protocol C;".to_owned(),
-            disk: "resync-rate 2G; c-plan-ahead 0;".to_owned(),
+            disk: format!("resync-rate 2G; c-plan-ahead 0; {disk}"),
             within: Some(self._folder.path().to_owned()),
         })?;
         pair.bring_up()?;
