@@ -247,15 +247,34 @@ fn pause(random: &mut Random) -> u64 {
     }
 }
 
+/// What a run is mostly about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Theme {
+    /// Everything.
+    Any,
+    /// Disks that come and go, and are slow.
+    Disks,
+    /// Power and daemons.
+    Power,
+    /// The network.
+    Network,
+    /// Roles.
+    Roles,
+}
+
 fn steps(random: &mut Random) -> Vec<Step> {
     let count = random.between(4, 24);
     let mut steps = Vec::new();
     let mut at = random.between(0, 3 * SECOND);
     // How eventful the run is between the loads.
     let loads = random.between(20, 60);
+    let theme =
+        random.pick(&[Theme::Any, Theme::Any, Theme::Disks, Theme::Power, Theme::Network, Theme::Roles]);
     for _ in 0..count {
         let operation = if random.below(100) < loads {
             Operation::Load { requests: random.between(1, 80) as u32, depth: random.pick(&[1, 2, 4, 16]) }
+        } else if random.one_in(2) {
+            operation_of(theme, random)
         } else {
             operation(random)
         };
@@ -267,6 +286,25 @@ fn steps(random: &mut Random) -> Vec<Step> {
         };
     }
     steps
+}
+
+fn operation_of(theme: Theme, random: &mut Random) -> Operation {
+    let node = random.below(2) as NodeId;
+    let time = pause(random);
+    match (theme, random.below(4)) {
+        (Theme::Any, _) => operation(random),
+        (Theme::Disks, 0..=1) => Operation::Detach { node, time },
+        (Theme::Disks, _) => Operation::SlowDisk { node, time },
+        (Theme::Power, 0..=1) => Operation::PowerCut { node, time },
+        (Theme::Power, 2) => Operation::Kill { node, time },
+        (Theme::Power, _) => Operation::PowerCutBoth { times: [time, pause(random)] },
+        (Theme::Network, 0..=1) => Operation::Cut { node, both: random.one_in(2), time },
+        (Theme::Network, 2) => Operation::Break { pick: random.bits(), half: random.one_in(3) },
+        (Theme::Network, _) => Operation::SlowNetwork { time },
+        (Theme::Roles, 0..=1) => Operation::SwitchOver,
+        (Theme::Roles, 2) => Operation::Promote { node },
+        (Theme::Roles, _) => Operation::Disconnect { node, time, force: random.one_in(3) },
+    }
 }
 
 fn operation(random: &mut Random) -> Operation {
