@@ -70,7 +70,22 @@ fn abort_without_disk(new: &mut VolumeState, warning: &mut Option<Warning>) {
     if new.connection > ConnectionState::Connected && a_disk_is_gone {
         let verifying = matches!(new.connection, ConnectionState::VerifyS | ConnectionState::VerifyT);
         *warning = Some(if verifying { Warning::AbortedOnlineVerify } else { Warning::AbortedResync });
+        disk_behind_stays_behind(new);
         new.connection = ConnectionState::Connected;
+    }
+}
+
+/// A resync that was decided and has not begun: the disk that was to be its target lacks what the other one has. DRBD
+/// forgets that with the resync, and S5 would call it UpToDate.
+fn disk_behind_stays_behind(new: &mut VolumeState) {
+    use ConnectionState as C;
+    let behind = |disk: DiskState| matches!(disk, DiskState::Outdated | DiskState::Consistent);
+    match new.connection {
+        C::StartingSyncS | C::WFBitMapS if behind(new.peer_disk) => new.peer_disk = DiskState::Inconsistent,
+        C::StartingSyncT | C::WFBitMapT | C::WFSyncUUID if behind(new.disk) => {
+            new.disk = DiskState::Inconsistent;
+        }
+        _ => {}
     }
 }
 
