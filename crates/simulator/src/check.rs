@@ -341,13 +341,18 @@ impl Checker {
         Ok(())
     }
 
-    /// A disk has become equal to the other's, or to what that was until its node failed.
-    pub(crate) fn became_equal(&mut self, node: NodeId, with_peer: bool) {
+    /// A disk has become equal to the other's, or to what that was until its node failed or left.
+    pub(crate) fn became_equal(&mut self, node: NodeId, disk: &Disk, with_peer: bool) {
         if with_peer {
             self.views[node] = self.views[1 - node].clone();
+            self.exclusive = [BTreeSet::new(), BTreeSet::new()];
+            self.excused = [false; 2];
+        } else {
+            let mut others = std::mem::take(&mut self.exclusive[1 - node]);
+            others.retain(|number| !self.has(disk, *number, false));
+            self.exclusive[1 - node] = others;
+            self.exclusive[node].clear();
         }
-        self.exclusive = [BTreeSet::new(), BTreeSet::new()];
-        self.excused = [false; 2];
     }
 
     /// An administrator says that what this disk holds is good.

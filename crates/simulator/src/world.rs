@@ -469,12 +469,13 @@ impl World {
     }
 
     fn nodes_are_equal(&mut self, node: NodeId, when: &str) {
-        let with_peer = self.nodes[1 - node].engine.is_some();
+        let peer = &self.nodes[1 - node];
+        let with_peer = peer.engine.is_some() && peer.connection() >= ConnectionState::Connected;
         if with_peer {
             self.compare(when);
         }
         self.were_equal = true;
-        self.checker.became_equal(node, with_peer);
+        self.checker.became_equal(node, &self.nodes[node].disk, with_peer);
         let result = self.checker.check_disk(&self.nodes[node].disk, node, when);
         let busy = self.busy_ranges();
         if busy.is_empty() {
