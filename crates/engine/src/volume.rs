@@ -219,6 +219,12 @@ impl Volume {
         self.disk.as_ref().map_or(0, |disk| disk.bitmap.set_count())
     }
 
+    /// Whether writes that came from the peer are at the disk. On a connection that is gone nothing keeps own writes from
+    /// being overtaken by them.
+    pub(crate) fn has_peer_writes(&self) -> bool {
+        self.peer_writes > 0 || !self.sync_writes.is_empty()
+    }
+
     /// The next sequence number for a packet of this volume (io spec 9.1).
     pub(crate) const fn next_sequence(&mut self) -> u32 {
         self.packet_sequence = self.packet_sequence.wrapping_add(1);

@@ -219,6 +219,9 @@ impl Engine {
         }
         let was_syncing = old.connection > Connected && old.connection < Ahead;
         let over = new.connection == Connected || new.connection >= Ahead;
+        if was_syncing && over {
+            self.volumes[index].resync.forget_sent_blocks();
+        }
         if was_syncing && over && self.volumes[index].has_disk() {
             self.write_changed_pages(index);
         }

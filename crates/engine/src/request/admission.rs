@@ -56,6 +56,7 @@ impl Engine {
             && !self.connection.lost_log_pending
             && self.state_is_stable(index)
             && volume.admitted <= limit
+            && (self.connection.is_established() || !volume.has_peer_writes())
             && !volume.exchange.demands_silence()
             && volume.disk.as_ref().is_none_or(|disk| !disk.bitmap_io.demands_silence())
     }

@@ -8,7 +8,7 @@ mod start;
 mod target;
 mod verify;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use udrbd_units::{ConnectionState, GenerationId, Sector, SectorRange};
 
@@ -41,6 +41,8 @@ pub(crate) struct Start {
 pub(crate) struct Resync {
     pub(crate) start: Option<Start>,
     pub(crate) running: bool,
+    /// Source: blocks sent in this run that the target has not acknowledged: first sector and bytes.
+    pub(super) sent_blocks: BTreeSet<(Sector, u32)>,
     /// Source: the target says that it has everything.
     pub(crate) peer_is_done: bool,
     /// Blocks at the start, and failed since.
@@ -112,6 +114,7 @@ impl Resync {
         self.verify = None;
         self.done_posted = false;
         self.peer_is_done = false;
+        self.sent_blocks.clear();
         self.finishing = None;
     }
 
@@ -120,6 +123,7 @@ impl Resync {
         self.next_block = 0;
         self.done_posted = false;
         self.peer_is_done = false;
+        self.sent_blocks.clear();
         self.timer = Some(now.after(STEP));
     }
 
@@ -140,6 +144,12 @@ impl Resync {
         self.verify = None;
         self.done_posted = false;
         self.peer_is_done = false;
+        self.sent_blocks.clear();
+    }
+
+    /// The resync has ended here, in good order or not: no answer to it clears a bit any more.
+    pub(crate) fn forget_sent_blocks(&mut self) {
+        self.sent_blocks.clear();
     }
 
     pub(crate) const fn pause(&mut self, now: Time) {

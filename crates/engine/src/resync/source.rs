@@ -110,11 +110,13 @@ impl Engine {
             };
             self.send_on_meta(index, wire::Packet::ResyncIsInSync(ack));
         } else if thin && zeroes {
+            self.volumes[index].resync.sent_blocks.insert((range.start, range.bytes));
             self.volumes[index].counters.peer_pending += 1;
             self.volumes[index].resync.pending += 1;
             let block = wire::BlockRange::new(packet.sector, packet.size);
             self.send_on_data(index, wire::Packet::ResyncDeallocated(block));
         } else if let Some(buffer) = buffer {
+            self.volumes[index].resync.sent_blocks.insert((range.start, range.bytes));
             self.volumes[index].counters.peer_pending += 1;
             self.volumes[index].resync.pending += 1;
             self.send_data_reply(index, &packet, true, buffer);
@@ -126,7 +128,10 @@ impl Engine {
     /// The target has written a block.
     pub(crate) fn resync_write_done(&mut self, index: usize, range: SectorRange) {
         self.resync_answered(index);
-        self.set_in_sync(index, range);
+        // An answer that comes after its resync was cut short says nothing of what has been written since.
+        if self.volumes[index].resync.sent_blocks.remove(&(range.start, range.bytes)) {
+            self.set_in_sync(index, range);
+        }
         self.source_may_be_done(index);
     }
 
