@@ -180,21 +180,24 @@ impl Checker {
 
     /// Whether a disk has a write, or what overwrote it. `durable`: also after a power cut now.
     pub(crate) fn has(&self, disk: &Disk, number: Tag, durable: bool) -> bool {
+        self.missing(disk, number, durable).is_none()
+    }
+
+    /// The first sector in which a disk lacks a write, and what it holds there instead.
+    fn missing(&self, disk: &Disk, number: Tag, durable: bool) -> Option<(u64, Tag)> {
         let write = self.writes[number as usize];
         let range = write.range.start.0..write.range.end().0;
-        let check = |sector: u64| {
-            if durable {
-                disk.data
-                    .outcomes(sector)
-                    .all(|value| self.not_older(sector, value.copied().unwrap_or(0), &write))
-            } else {
-                self.not_older(sector, disk.data.sector(sector).copied().unwrap_or(0), &write)
-            }
+        let wrong = |sector: u64| {
+            let older = |value: Option<&Tag>| {
+                let value = value.copied().unwrap_or(0);
+                (!self.not_older(sector, value, &write)).then_some((sector, value))
+            };
+            if durable { disk.data.outcomes(sector).find_map(older) } else { older(disk.data.sector(sector)) }
         };
         if write.value == 0 {
-            self.views[0].range(range).all(|(sector, _)| check(*sector))
+            self.views[0].range(range).find_map(|(sector, _)| wrong(*sector))
         } else {
-            range.into_iter().all(check)
+            range.into_iter().find_map(wrong)
         }
     }
 
@@ -234,9 +237,10 @@ impl Checker {
             unflushed.into_iter().partition(|number| self.writes[*number as usize].done < issued);
         self.unflushed[node] = rest;
         for number in confirmed {
-            if !self.has(disk, number, true) {
+            if let Some((sector, value)) = self.missing(disk, number, true) {
                 let text = format!(
-                    "write {number} completed before a flush on node {node} that completed, and could still be lost"
+                    "write {number} completed before a flush on node {node} that completed, and could still be \
+                     lost: sector {sector} may be as write {value} left it"
                 );
                 return Err(Violation { rule: "flush means flush", text });
             }
