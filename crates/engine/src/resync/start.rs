@@ -143,17 +143,20 @@ impl Engine {
         true
     }
 
-    /// Whether P_SYNC_UUID can be made sense of now.
+    /// Whether P_SYNC_UUID can be made sense of now: it waits for what leads to WFSyncUUID (also a change the peer is
+    /// asked about), and for nothing else, or it would wait for ever where the resync has been given up meanwhile.
     pub(crate) fn may_take_sync_uuid(&self, index: usize) -> bool {
-        let state = self.volumes[index].state;
-        matches!(state.connection, ConnectionState::WFSyncUUID | ConnectionState::Behind)
-            || state.connection < ConnectionState::Connected
-            || state.disk < DiskState::Negotiating
+        let volume = &self.volumes[index];
+        let on_the_way =
+            matches!(volume.state.connection, ConnectionState::StartingSyncT | ConnectionState::WFBitMapT);
+        !(on_the_way || volume.state_locked) || volume.state.disk < DiskState::Negotiating
     }
 
     /// P_SYNC_UUID: the data on their way here have this name.
     pub(crate) fn sync_uuid_received(&mut self, index: usize, identifier: GenerationId) -> Verdict {
-        if self.volumes[index].state.disk < DiskState::Negotiating || self.volumes[index].disk.is_none() {
+        let state = self.volumes[index].state;
+        let awaited = matches!(state.connection, ConnectionState::WFSyncUUID | ConnectionState::Behind);
+        if !awaited || state.disk < DiskState::Negotiating || self.volumes[index].disk.is_none() {
             self.say(Level::Error, Some(index), "Ignoring SyncUUID packet!".to_owned());
             return Verdict::Good;
         }
