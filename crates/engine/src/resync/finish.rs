@@ -50,7 +50,8 @@ impl Engine {
                 true
             }
             Some(Finish::Ping(number)) => {
-                if self.connection.pings_answered < number {
+                // A change the peer is asked about may end the resync: the peer must not hear of both (states spec 4).
+                if self.connection.pings_answered < number || self.volumes[index].state_locked {
                     return false;
                 }
                 self.volumes[index].resync.finishing = None;
