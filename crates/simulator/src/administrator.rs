@@ -274,8 +274,23 @@ impl World {
         let text = format!("somebody keeps the data of node {keep}");
         self.say(&text);
         self.coverage.fault("split brain resolved");
+        self.resolutions += u32::from(self.ending_since.is_some());
+        if self.resolutions > 5 {
+            // Data that have become unrelated: only new metadata help.
+            self.resolutions = 0;
+            self.recreate_metadata(1 - keep);
+        }
         self.nodes[keep].administrator.resolution = Some(Resolution::Keep);
         self.nodes[1 - keep].administrator.resolution = Some(Resolution::Discard);
+    }
+
+    /// Makes a disk one that was never used.
+    fn recreate_metadata(&mut self, node: NodeId) {
+        self.coverage.fault("metadata created anew");
+        self.stop_daemon(node, false);
+        self.create_metadata(node, None);
+        self.checker.excused[node] = true;
+        self.start_daemon(node);
     }
 
     /// A step of the plan.

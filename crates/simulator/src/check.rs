@@ -201,8 +201,9 @@ impl Checker {
         }
     }
 
-    /// A write of this node's clients completed. `on`: which disks have it.
-    pub(crate) fn complete_write(&mut self, number: Tag, issuer: NodeId, on: [bool; 2]) {
+    /// A write of this node's clients completed. `on`: which disks have it; `good`: which disks hold good data as a
+    /// whole: what another one has does not make it worth keeping.
+    pub(crate) fn complete_write(&mut self, number: Tag, issuer: NodeId, on: [bool; 2], good: [bool; 2]) {
         let now = self.tick();
         self.writes[number as usize].done = now;
         self.zeroing.retain(|other| *other != number);
@@ -213,7 +214,7 @@ impl Checker {
                 if disk == issuer {
                     self.unflushed[disk].push(number);
                 }
-            } else if on[1 - disk] {
+            } else if on[1 - disk] && good[1 - disk] {
                 self.exclusive[1 - disk].insert(number);
             }
         }

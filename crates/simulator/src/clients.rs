@@ -223,6 +223,7 @@ impl World {
                 }
             }
         }
-        self.checker.complete_write(write, node, on);
+        let good = [0, 1].map(|disk: NodeId| self.nodes[disk].disk_state() >= DiskState::Consistent);
+        self.checker.complete_write(write, node, on, good);
     }
 }

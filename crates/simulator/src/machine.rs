@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use udrbd_engine::interface::{Action, Buffer, Event, Payload, Report, SocketId, SocketLoss};
-use udrbd_units::{SectorRange, VolumeNumber};
+use udrbd_metadata::{Flags, Layout, Placement, Striping, Superblock};
+use udrbd_units::{Sector, SectorRange, VolumeNumber};
 use udrbd_wire as wire;
 use udrbd_wire::{DigestValue, Incoming};
 
@@ -248,7 +249,7 @@ impl World {
             }
             Payload::Bytes(bytes) => Tail::Bytes(bytes.clone()),
             Payload::Buffer { buffer, bytes } => {
-                let range = SectorRange::new(udrbd_units::Sector(0), *bytes);
+                let range = SectorRange::new(Sector(0), *bytes);
                 let Some(data) = self.data_of(node, *buffer, range) else { return };
                 Tail::Data(data, *bytes)
             }
@@ -405,42 +406,41 @@ impl World {
         }
     }
 
+    /// Where a node's metadata are.
+    fn layout(&self, node: NodeId) -> Option<Layout> {
+        let device = Sector(self.plan.settings.backing_sectors[node]);
+        Layout::new(Placement::Internal, device, Striping::DEFAULT).ok()
+    }
+
     /// The metadata tool's work before the run.
-    pub(crate) fn create_metadata(&mut self) {
-        let plan = self.plan.clone();
-        let layouts = plan.settings.backing_sectors.map(|sectors| {
-            udrbd_metadata::Layout::new(
-                udrbd_metadata::Placement::Internal,
-                udrbd_units::Sector(sectors),
-                udrbd_metadata::Striping::DEFAULT,
-            )
-        });
-        let mut sizes = Vec::new();
-        for layout in layouts.iter().flatten() {
-            sizes.push(layout.max_capacity(layout.superblock));
+    pub(crate) fn create_all_metadata(&mut self) {
+        let capacity = |layout: Layout| layout.max_capacity(layout.superblock);
+        let size = (0..2).filter_map(|node| self.layout(node)).map(capacity).min();
+        for node in 0..2 {
+            self.create_metadata(node, size.filter(|_| self.plan.settings.in_sync));
         }
-        let size = sizes.iter().min().copied().unwrap_or_default();
-        for (node, layout) in layouts.into_iter().enumerate() {
-            let Ok(layout) = layout else {
-                self.fail("metadata fit", "the device is too small".to_owned());
-                return;
-            };
-            let mut superblock = udrbd_metadata::Superblock::fresh(&layout, 1 << 20);
-            if plan.settings.in_sync {
-                superblock.la_size_sect = size;
-                superblock.current = udrbd_units::GenerationId(0x1234_5678_9abc_def0);
-                let flags = udrbd_metadata::Flags::CONSISTENT | udrbd_metadata::Flags::WAS_UP_TO_DATE;
-                superblock.flags.set(flags, true);
-            }
-            let mut blocks = vec![(layout.superblock.0, superblock.encode())];
-            for block in 0..layout.striping.blocks() {
-                let at = layout.al_start().0 + u64::from(block) * 8;
-                blocks.push((at, udrbd_metadata::activity_log::initialized_block()));
-            }
-            for (start, block) in blocks {
-                let change = Disk::metadata_change(start, &block);
-                self.nodes[node].disk.complete(&Write { change, preflush: None, fua: true });
-            }
+    }
+
+    /// Creates a node's metadata; as of a disk that is in sync with the other node's where the agreed size is given.
+    pub(crate) fn create_metadata(&mut self, node: NodeId, agreed: Option<Sector>) {
+        let Some(layout) = self.layout(node) else {
+            self.fail("metadata fit", "the device is too small".to_owned());
+            return;
+        };
+        let mut superblock = Superblock::fresh(&layout, 1 << 20);
+        if let Some(size) = agreed {
+            superblock.la_size_sect = size;
+            superblock.current = udrbd_units::GenerationId(0x1234_5678_9abc_def0);
+            superblock.flags.set(Flags::CONSISTENT | Flags::WAS_UP_TO_DATE, true);
+        }
+        let mut blocks = vec![(layout.superblock.0, superblock.encode())];
+        for block in 0..layout.striping.blocks() {
+            let at = layout.al_start().0 + u64::from(block) * 8;
+            blocks.push((at, udrbd_metadata::activity_log::initialized_block()));
+        }
+        for (start, block) in blocks {
+            let change = Disk::metadata_change(start, &block);
+            self.nodes[node].disk.complete(&Write { change, preflush: None, fua: true });
         }
     }
 }

@@ -150,6 +150,8 @@ pub(crate) struct World {
     pub(crate) clients_since: u64,
     pub(crate) ending_since: Option<u64>,
     pub(crate) resolved_at: u64,
+    /// How often somebody has tried to resolve a split brain since the end began.
+    pub(crate) resolutions: u32,
     pub(crate) over: bool,
     /// The nodes have had the same data once: from then on every difference is accounted for.
     pub(crate) were_equal: bool,
@@ -186,6 +188,7 @@ impl World {
             clients_since: 0,
             ending_since: None,
             resolved_at: 0,
+            resolutions: 0,
             over: false,
             were_equal: plan.settings.in_sync,
             are_equal: false,
@@ -198,7 +201,7 @@ impl World {
     }
 
     fn begin(&mut self) {
-        self.create_metadata();
+        self.create_all_metadata();
         if self.tracing {
             let text = format!("{:?}", self.plan.settings);
             self.say(&text);
