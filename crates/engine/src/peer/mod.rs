@@ -52,6 +52,8 @@ pub(crate) struct PeerRequest {
     pub(crate) failed: bool,
     /// The connection it belongs to is gone: nothing is answered.
     pub(crate) orphaned: bool,
+    /// The resync it belongs to was given up: it is answered, but its blocks stay out of sync here.
+    pub(crate) given_up: bool,
     /// What a request of a resync keeps application writes out of.
     pub(crate) locks: Locks,
 }

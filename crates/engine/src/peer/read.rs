@@ -47,6 +47,7 @@ impl Engine {
             outstanding: 0,
             failed: false,
             orphaned: false,
+            given_up: false,
             locks: crate::resync::Locks::default(),
         });
         self.volumes[index].counters.unacknowledged += 1;

@@ -204,6 +204,7 @@ impl Engine {
             outstanding: 0,
             failed: false,
             orphaned: false,
+            given_up: false,
             locks: crate::resync::Locks::default(),
         });
         if self.allows_two_primaries() {

@@ -7,6 +7,8 @@ use crate::Engine;
 use crate::change::Verbosity;
 use crate::generation::GenerationSet;
 use crate::interface::{Handler, Level};
+use crate::peer::PeerOperation;
+use crate::slab::Key;
 use crate::state::{Enforcement, StateRequest};
 use crate::volume::PeerGenerations;
 
@@ -79,6 +81,15 @@ impl Engine {
         self.volumes[index].resync.stop();
         if let Some(disk) = &mut self.volumes[index].disk {
             disk.extents.cancel_all();
+        }
+        let written: Vec<Key> = self
+            .peer_requests
+            .iter()
+            .filter(|(_, request)| request.volume == index && request.operation == PeerOperation::ResyncWrite)
+            .map(|(key, _)| key)
+            .collect();
+        for key in written {
+            self.peer_requests[key].given_up = true;
         }
         for key in std::mem::take(&mut self.volumes[index].resync.waiting_reads) {
             if let Some(request) = self.peer_requests.get(key) {

@@ -100,6 +100,7 @@ impl Engine {
                 outstanding: 0,
                 failed: false,
                 orphaned: false,
+                given_up: false,
                 locks: Locks::default(),
             });
             self.read_for_peer(key);
@@ -235,6 +236,7 @@ impl Engine {
             outstanding: 0,
             failed: false,
             orphaned: false,
+            given_up: false,
             locks,
         });
         self.volumes[index].sync_writes.insert(range, key);
@@ -295,7 +297,11 @@ impl Engine {
         volume.counters.written_sectors += range.sectors();
         volume.counters.unacknowledged = volume.counters.unacknowledged.saturating_sub(1);
         if good {
-            self.set_in_sync(index, range);
+            // The peer counts only what it sent in the present run: were the bits cleared here, nobody would ask for
+            // these blocks, and the peer would wait for them for ever.
+            if !request.given_up {
+                self.set_in_sync(index, range);
+            }
         } else if request.failed || !request.orphaned {
             self.count_failed_blocks(index, range);
             self.local_io_failed(index, false);
