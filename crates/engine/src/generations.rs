@@ -40,7 +40,14 @@ impl Engine {
         let random = self.random.generation().0;
         let primary = self.volumes[index].state.role == Role::Primary;
         let mut overwritten = None;
-        let version = self.change_generations(index, |set| overwritten = set.new_current(random, primary));
+        let doubtful = std::mem::take(&mut self.volumes[index].flags.source_of_equals);
+        let version = self.change_generations(index, |set| {
+            if doubtful && set.bitmap.is_some() {
+                set.new_current_of_doubtful_source(random, primary);
+            } else {
+                overwritten = set.new_current(random, primary);
+            }
+        });
         if let Some(overwritten) = overwritten {
             self.say(Level::Warning, Some(index), GenerationSet::overwritten_warning(overwritten));
         }

@@ -42,6 +42,8 @@ pub(crate) struct VolumeFlags {
     pub(crate) crashed_primary: bool,
     pub(crate) consider_resync: bool,
     pub(crate) new_current_due: bool,
+    /// This node is, or was when the link was lost, the source of a resync between disks that were equal.
+    pub(crate) source_of_equals: bool,
     pub(crate) discard_my_data: bool,
     pub(crate) use_degraded_wfc_timeout: bool,
     pub(crate) resync_after_negotiating: bool,

@@ -114,7 +114,16 @@ impl Engine {
     /// A10 and A11: the peer's data can no longer follow, so the data here are a new generation.
     fn peer_data_lost(&mut self, index: usize, old: VolumeState, new: VolumeState) {
         let Some(set) = self.generations(index) else { return };
-        if !self.volumes[index].has_disk() || set.bitmap.is_some() || new.disk < DiskState::UpToDate {
+        // The target of a resync between equals may never have begun, or be done: what is written here from now on must
+        // not pass for what it has.
+        let doubtful = self.volumes[index].flags.source_of_equals
+            && new.role == Role::Primary
+            && old.connection >= ConnectionState::Connected
+            && new.connection < ConnectionState::Connected;
+        if !self.volumes[index].has_disk()
+            || (set.bitmap.is_some() && !doubtful)
+            || new.disk < DiskState::UpToDate
+        {
             return;
         }
         let somebody_primary = new.role == Role::Primary || new.peer == Role::Primary;
@@ -126,11 +135,12 @@ impl Engine {
             && old.role == Role::Primary
             && new.role == Role::Primary
             && (new.peer_disk < DiskState::Consistent || new.connection < ConnectionState::Connected);
-        if (!lost && !diskless_promoted && !alone) || self.bug(crate::bugs::Bug::NoNewGeneration) {
+        if (!lost && !diskless_promoted && !alone && !doubtful) || self.bug(crate::bugs::Bug::NoNewGeneration)
+        {
             return;
         }
         // Only the own clients wait for I/O that is suspended here; a Primary peer without a disk goes on writing.
-        if (lost || alone) && self.suspension.any() && new.role == Role::Primary {
+        if (lost || alone || doubtful) && self.suspension.any() && new.role == Role::Primary {
             self.volumes[index].flags.new_current_due = true;
             return;
         }

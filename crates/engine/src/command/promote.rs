@@ -218,10 +218,13 @@ impl Engine {
         let state = self.volumes[index].state;
         if self.volumes[index].has_disk() {
             let alone = state.connection < ConnectionState::Connected || state.peer_disk <= DiskState::Failed;
-            let unrotated = self.generations(index).is_some_and(|set| !set.bitmap.is_some());
+            let doubtful = self.volumes[index].flags.source_of_equals;
+            let unrotated = self.generations(index).is_some_and(|set| !set.bitmap.is_some() || doubtful);
             // What A10 is about to do for the same change must not be done twice (states spec 14.1).
             self.run_after();
-            let unrotated = unrotated && self.generations(index).is_some_and(|set| !set.bitmap.is_some());
+            let doubtful = self.volumes[index].flags.source_of_equals;
+            let unrotated =
+                unrotated && self.generations(index).is_some_and(|set| !set.bitmap.is_some() || doubtful);
             if (alone && unrotated) || (promotion.forced && self.volumes[index].current_due.is_none()) {
                 self.new_current_generation(index);
             }

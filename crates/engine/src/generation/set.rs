@@ -50,6 +50,15 @@ impl GenerationSet {
         self.set_current(self.current, primary);
     }
 
+    /// Starts a new generation on the source of a resync between two disks that were equal (`invalidate`), whose end is
+    /// not known: the peer may still hold the current generation, or have begun to take over the one in the bitmap slot.
+    /// Both stay known, so that neither is taken for an ancestor of what is written from now on.
+    pub fn new_current_of_doubtful_source(&mut self, random: u64, primary: bool) {
+        self.history = [self.bitmap, self.history[0]];
+        self.bitmap = self.current;
+        self.set_current(GenerationId(random), primary);
+    }
+
     /// Starts a new generation (`drbd_uuid_new_current`): the present one becomes the bitmap's. `random` is 64 random
     /// bits. Returns the bitmap identifier this overwrote, if there was one: DRBD warns of it, see
     /// [`GenerationSet::overwritten_warning`].

@@ -128,6 +128,7 @@ impl Engine {
                 request.peer_disk = Some(DiskState::Inconsistent);
             }
         } else {
+            self.volumes[index].flags.source_of_equals = false;
             self.conclude_generations(index, target);
         }
         self.change_volume(index, request, Enforcement::Soft, Verbosity::Verbose);

@@ -75,6 +75,7 @@ impl Engine {
             // Refused, or one of the disks has gone meanwhile.
             return true;
         }
+        self.volumes[index].flags.source_of_equals = from == ConnectionState::StartingSyncS;
         self.begin_resync(index, side);
         true
     }
