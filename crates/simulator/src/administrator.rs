@@ -104,9 +104,7 @@ impl World {
             (Purpose::Down, Ok(())) => administrator.has_minor = false,
             // Clients have seen other data than these: before they may be seen, the clients have to go.
             (Purpose::Attach, Err(Failure::Configuration { code: DATA_NOT_CURRENT, .. })) => {
-                if self.nodes[node].is_primary() {
-                    self.demote(node);
-                }
+                self.give_up_role(node);
             }
             (Purpose::Attach, Err(Failure::Configuration { code, info }))
                 if !ATTACH_REFUSALS.contains(code) =>
@@ -329,11 +327,7 @@ impl World {
             }
             Operation::SwitchOver => self.switch_over(),
             Operation::Promote { node } => self.try_promotion(node),
-            Operation::Demote { node } => {
-                if self.nodes[node].is_primary() {
-                    self.demote(node);
-                }
-            }
+            Operation::Demote { node } => self.give_up_role(node),
             other => self.rare_step(other),
         }
     }
@@ -451,6 +445,12 @@ impl World {
     fn demote(&mut self, node: NodeId) {
         self.coverage.fault("secondary");
         self.command(node, Purpose::Secondary, Command::Secondary { volume: VOLUME, held_open: false });
+    }
+
+    fn give_up_role(&mut self, node: NodeId) {
+        if self.nodes[node].is_primary() {
+            self.demote(node);
+        }
     }
 
     fn switch_over(&mut self) {

@@ -18,33 +18,33 @@ use std::rc::Rc;
 use crate::random::Random;
 
 /// The number of the client's write that a data sector holds; a sector of zeroes has none.
-pub type Tag = u64;
+pub(crate) type Tag = u64;
 
 /// The bytes of a metadata sector.
-pub type MetadataSector = Rc<[u8; 512]>;
+pub(crate) type MetadataSector = Rc<[u8; 512]>;
 
 /// The sectors of a range that are not zero: offset from its start, content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sparse<V> {
+pub(crate) struct Sparse<V> {
     /// Length in sectors.
-    pub sectors: u64,
+    pub(crate) sectors: u64,
     /// Ascending offsets.
-    pub items: Vec<(u64, V)>,
+    pub(crate) items: Vec<(u64, V)>,
 }
 
 impl<V> Sparse<V> {
     /// Zeroes.
-    pub const fn zeroes(sectors: u64) -> Self {
+    pub(crate) const fn zeroes(sectors: u64) -> Self {
         Self { sectors, items: Vec::new() }
     }
 }
 
 /// Data as clients and peers pass it around.
-pub type Data = Sparse<Tag>;
+pub(crate) type Data = Sparse<Tag>;
 
 impl Data {
     /// Bytes that stand for the content where a digest is wanted.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = self.sectors.to_le_bytes().to_vec();
         for (offset, tag) in &self.items {
             bytes.extend(offset.to_le_bytes());
@@ -59,7 +59,7 @@ type Version<V> = (u64, Option<V>);
 
 /// One of the two areas of a disk: data or metadata.
 #[derive(Clone, Debug)]
-pub struct Area<V> {
+pub(crate) struct Area<V> {
     current: BTreeMap<u64, V>,
     durable: BTreeMap<u64, V>,
     cached: BTreeMap<u64, Vec<Version<V>>>,
@@ -71,7 +71,7 @@ impl<V: Clone + PartialEq> Area<V> {
     }
 
     /// What a read finds.
-    pub fn read(&self, start: u64, sectors: u64) -> Sparse<V> {
+    pub(crate) fn read(&self, start: u64, sectors: u64) -> Sparse<V> {
         let items = self
             .current
             .range(start..start + sectors)
@@ -81,17 +81,17 @@ impl<V: Clone + PartialEq> Area<V> {
     }
 
     /// What a read of one sector finds.
-    pub fn sector(&self, at: u64) -> Option<&V> {
+    pub(crate) fn sector(&self, at: u64) -> Option<&V> {
         self.current.get(&at)
     }
 
     /// Everything a read of the whole area finds.
-    pub const fn contents(&self) -> &BTreeMap<u64, V> {
+    pub(crate) const fn contents(&self) -> &BTreeMap<u64, V> {
         &self.current
     }
 
     /// Every value that may be there after a power cut now, writes in flight left out.
-    pub fn outcomes(&self, at: u64) -> impl Iterator<Item = Option<&V>> {
+    pub(crate) fn outcomes(&self, at: u64) -> impl Iterator<Item = Option<&V>> {
         let cached = self.cached.get(&at).into_iter().flatten().map(|(_, value)| value.as_ref());
         std::iter::once(self.durable.get(&at)).chain(cached)
     }
@@ -183,7 +183,7 @@ enum CacheFate {
 
 /// An operation that changes a disk.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub(crate) enum Change {
     /// Data, or zeroes.
     Data { start: u64, data: Rc<Data> },
     /// Metadata.
@@ -194,40 +194,40 @@ pub enum Change {
 
 /// A change in flight.
 #[derive(Clone, Debug)]
-pub struct Write {
+pub(crate) struct Write {
     /// What.
-    pub change: Change,
+    pub(crate) change: Change,
     /// The cache is flushed first, of what had completed when this was submitted: so many writes.
-    pub preflush: Option<u64>,
+    pub(crate) preflush: Option<u64>,
     /// On the medium when it completes.
-    pub fua: bool,
+    pub(crate) fua: bool,
 }
 
 /// A disk.
 #[derive(Clone, Debug)]
-pub struct Disk {
+pub(crate) struct Disk {
     /// What clients and the peer store.
-    pub data: Area<Tag>,
+    pub(crate) data: Area<Tag>,
     /// Superblock, activity log, bitmap.
-    pub metadata: Area<MetadataSector>,
+    pub(crate) metadata: Area<MetadataSector>,
     /// Whether there is a volatile write cache.
-    pub volatile: bool,
+    pub(crate) volatile: bool,
     completed: u64,
 }
 
 impl Disk {
     /// A disk full of zeroes.
-    pub const fn new(volatile: bool) -> Self {
+    pub(crate) const fn new(volatile: bool) -> Self {
         Self { data: Area::new(), metadata: Area::new(), volatile, completed: 0 }
     }
 
     /// How many changes have completed.
-    pub const fn completed(&self) -> u64 {
+    pub(crate) const fn completed(&self) -> u64 {
         self.completed
     }
 
     /// A change completes.
-    pub fn complete(&mut self, write: &Write) {
+    pub(crate) fn complete(&mut self, write: &Write) {
         self.apply(write, || true, true);
     }
 
@@ -246,7 +246,7 @@ impl Disk {
     }
 
     /// The power goes, with these changes in flight.
-    pub fn lose_power<'a>(&mut self, random: &mut Random, in_flight: impl Iterator<Item = &'a Write>) {
+    pub(crate) fn lose_power<'a>(&mut self, random: &mut Random, in_flight: impl Iterator<Item = &'a Write>) {
         let all = random.below(4);
         for write in in_flight {
             let fate = if all < 3 { all } else { random.below(3) };
@@ -268,7 +268,11 @@ impl Disk {
     }
 
     /// The daemon dies, with these changes in flight.
-    pub fn lose_daemon<'a>(&mut self, random: &mut Random, in_flight: impl Iterator<Item = &'a Write>) {
+    pub(crate) fn lose_daemon<'a>(
+        &mut self,
+        random: &mut Random,
+        in_flight: impl Iterator<Item = &'a Write>,
+    ) {
         for write in in_flight {
             if random.one_in(2) {
                 self.apply(write, || true, true);
@@ -277,7 +281,7 @@ impl Disk {
     }
 
     /// Bytes of metadata.
-    pub fn metadata_bytes(&self, start: u64, sectors: u64) -> Vec<u8> {
+    pub(crate) fn metadata_bytes(&self, start: u64, sectors: u64) -> Vec<u8> {
         let mut bytes = vec![0; (sectors * 512) as usize];
         for (offset, sector) in self.metadata.read(start, sectors).items {
             let at = (offset * 512) as usize;
@@ -287,7 +291,7 @@ impl Disk {
     }
 
     /// A change that writes these bytes of metadata.
-    pub fn metadata_change(start: u64, bytes: &[u8]) -> Change {
+    pub(crate) fn metadata_change(start: u64, bytes: &[u8]) -> Change {
         let items = bytes
             .as_chunks::<512>()
             .0

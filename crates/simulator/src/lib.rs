@@ -4,10 +4,10 @@
 //! what is lost with it. The same program and the same seed give the same run, so a bug found once can be looked at as
 //! often as it takes.
 //!
-//! * [`plan`]: what a seed means; [`disk`] and [`network`]: what can go wrong with them;
+//! * `plan`: what a seed means; `disk` and `network`: what can go wrong with them;
 //! * `world`: the clock and the order of things; `machine`: what a runtime does for an engine; `clients` and
 //!   `administrator`: who use it;
-//! * `check` and `audit`: the rules (io spec 21); [`coverage`]: what was seen;
+//! * `check` and `audit`: the rules (io spec 21); `coverage`: what was seen;
 //! * [`run`] plays one seed.
 #![forbid(unsafe_code)]
 
@@ -15,19 +15,19 @@ mod administrator;
 mod audit;
 mod check;
 mod clients;
-pub mod coverage;
-pub mod disk;
+mod coverage;
+mod disk;
 mod machine;
-pub mod network;
+mod network;
 mod node;
-pub mod plan;
-pub mod random;
+mod plan;
+mod random;
 mod trace;
 mod world;
 
 pub use check::Violation;
 pub use coverage::Coverage;
-pub use plan::Plan;
+pub use plan::{Operation, Plan, Step};
 pub use world::Outcome;
 
 #[cfg(feature = "deliberate-bugs")]

@@ -12,11 +12,11 @@ use udrbd_engine::interface::SocketId;
 use crate::disk::Data;
 
 /// One of the two nodes.
-pub type NodeId = usize;
+pub(crate) type NodeId = usize;
 
 /// What follows header, structure and digest.
 #[derive(Clone, Debug)]
-pub enum Tail {
+pub(crate) enum Tail {
     /// Nothing.
     None,
     /// Data of so many bytes.
@@ -27,18 +27,18 @@ pub enum Tail {
 
 /// A packet on its way.
 #[derive(Clone, Debug)]
-pub struct Frame {
+pub(crate) struct Frame {
     /// It arrives then at the earliest.
-    pub at: u64,
+    pub(crate) at: u64,
     /// Header, structure and digest, as encoded.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     /// What follows.
-    pub tail: Tail,
+    pub(crate) tail: Tail,
 }
 
 /// How a direction ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// After everything sent (FIN).
     Finished,
     /// At once (RST).
@@ -47,61 +47,61 @@ pub enum Ending {
 
 /// One direction of a connection.
 #[derive(Clone, Debug, Default)]
-pub struct Direction {
+pub(crate) struct Direction {
     /// Sent, not received.
-    pub frames: VecDeque<Frame>,
+    pub(crate) frames: VecDeque<Frame>,
     /// The end, and when it arrives.
-    pub ending: Option<(Ending, u64)>,
+    pub(crate) ending: Option<(Ending, u64)>,
     /// No frame arrives before the one sent before it.
-    pub last_at: u64,
+    pub(crate) last_at: u64,
     /// The receiver does not read although something has arrived.
-    pub blocked: bool,
+    pub(crate) blocked: bool,
 }
 
 /// One end of a connection.
 #[derive(Clone, Copy, Debug)]
-pub struct End {
+pub(crate) struct End {
     /// Whose.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// Under which name; `None` until it is accepted.
-    pub socket: Option<SocketId>,
+    pub(crate) socket: Option<SocketId>,
     /// The node knows it.
-    pub open: bool,
+    pub(crate) open: bool,
 }
 
 /// A TCP connection.
 #[derive(Clone, Debug)]
-pub struct Connection {
+pub(crate) struct Connection {
     /// The caller's and the called one's end.
-    pub ends: [End; 2],
+    pub(crate) ends: [End; 2],
     /// From the caller, and to it.
-    pub directions: [Direction; 2],
+    pub(crate) directions: [Direction; 2],
 }
 
 /// Every connection there ever was in a run, and the link.
 #[derive(Debug)]
-pub struct Network {
+pub(crate) struct Network {
     /// By number.
-    pub connections: Vec<Connection>,
+    pub(crate) connections: Vec<Connection>,
     /// Whether what this node sends gets lost.
-    pub cut: [bool; 2],
+    pub(crate) cut: [bool; 2],
     /// Least and most time a packet takes, nanoseconds.
-    pub latency: (u64, u64),
+    pub(crate) latency: (u64, u64),
 }
 
 impl Network {
     /// A link without connections.
-    pub const fn new(latency: (u64, u64)) -> Self {
+    pub(crate) const fn new(latency: (u64, u64)) -> Self {
         Self { connections: Vec::new(), cut: [false; 2], latency }
     }
 
     /// Whether packets pass both ways.
-    pub const fn is_whole(&self) -> bool {
+    pub(crate) const fn is_whole(&self) -> bool {
         !self.cut[0] && !self.cut[1]
     }
 
     /// The caller's attempt arrives.
-    pub fn connect(&mut self, caller: NodeId, socket: SocketId) -> usize {
+    pub(crate) fn connect(&mut self, caller: NodeId, socket: SocketId) -> usize {
         let own = End { node: caller, socket: Some(socket), open: true };
         let other = End { node: 1 - caller, socket: None, open: true };
         self.connections.push(Connection { ends: [own, other], directions: Default::default() });
@@ -109,7 +109,7 @@ impl Network {
     }
 
     /// Which connection, and which end of it, a node calls by this name.
-    pub fn find(&self, node: NodeId, socket: SocketId) -> Option<(usize, usize)> {
+    pub(crate) fn find(&self, node: NodeId, socket: SocketId) -> Option<(usize, usize)> {
         self.connections.iter().enumerate().rev().find_map(|(index, connection)| {
             let end = connection
                 .ends
@@ -120,7 +120,7 @@ impl Network {
     }
 
     /// The open ends of a node: connection, end.
-    pub fn ends_of(&self, node: NodeId) -> Vec<(usize, usize)> {
+    pub(crate) fn ends_of(&self, node: NodeId) -> Vec<(usize, usize)> {
         let mut found = Vec::new();
         for (index, connection) in self.connections.iter().enumerate() {
             for (end, state) in connection.ends.iter().enumerate() {
@@ -133,7 +133,7 @@ impl Network {
     }
 
     /// Sends something. Returns when it arrives.
-    pub fn send(
+    pub(crate) fn send(
         &mut self,
         connection: usize,
         end: usize,
@@ -151,7 +151,7 @@ impl Network {
 
     /// An end is closed. Of what is on its way `kept` packets still arrive if it is reset. Returns when the other end
     /// hears of it.
-    pub fn close(
+    pub(crate) fn close(
         &mut self,
         connection: usize,
         end: usize,

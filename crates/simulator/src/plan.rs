@@ -7,47 +7,124 @@ use crate::random::Random;
 
 const MILLISECOND: u64 = 1_000_000;
 /// A second of simulated time, in nanoseconds.
-pub const SECOND: u64 = 1_000 * MILLISECOND;
+pub(crate) const SECOND: u64 = 1_000 * MILLISECOND;
 
 /// What is done at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// So many requests of clients, so many at a time, on whichever node is Primary.
-    Load { requests: u32, depth: u32 },
+    Load {
+        /// How many in all.
+        requests: u32,
+        /// How many at a time.
+        depth: u32,
+    },
     /// What this node sends gets lost for a while; both directions if `both`.
-    Cut { node: NodeId, both: bool, time: u64 },
+    Cut {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// The other direction as well.
+        both: bool,
+        /// For how long, nanoseconds.
+        time: u64,
+    },
     /// One of the connections is reset; `half`: a FIN only.
-    Break { pick: u64, half: bool },
+    Break {
+        /// Which one, out of those there are.
+        pick: u64,
+        /// Only one side hears of it, in good order.
+        half: bool,
+    },
     /// The power of the node goes for a while.
-    PowerCut { node: NodeId, time: u64 },
+    PowerCut {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// For how long, nanoseconds.
+        time: u64,
+    },
     /// The power of both nodes goes; each is back after its time.
-    PowerCutBoth { times: [u64; 2] },
+    PowerCutBoth {
+        /// For how long each, nanoseconds.
+        times: [u64; 2],
+    },
     /// The daemon is killed and started again.
-    Kill { node: NodeId, time: u64 },
+    Kill {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// For how long, nanoseconds.
+        time: u64,
+    },
     /// The administrator disconnects for a while.
-    Disconnect { node: NodeId, time: u64, force: bool },
+    Disconnect {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// For how long, nanoseconds.
+        time: u64,
+        /// Without asking the peer.
+        force: bool,
+    },
     /// The other node becomes Primary, orderly.
     SwitchOver,
     /// The node becomes Primary if nobody it can see is.
-    Promote { node: NodeId },
+    Promote {
+        /// Which node: 0 or 1.
+        node: NodeId,
+    },
     /// The node becomes Secondary.
-    Demote { node: NodeId },
+    Demote {
+        /// Which node: 0 or 1.
+        node: NodeId,
+    },
     /// The disk is detached for a while.
-    Detach { node: NodeId, time: u64 },
+    Detach {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// For how long, nanoseconds.
+        time: u64,
+    },
     /// The node's data are thrown away.
-    Invalidate { node: NodeId },
+    Invalidate {
+        /// Which node: 0 or 1.
+        node: NodeId,
+    },
     /// The peer's data are thrown away.
-    InvalidateRemote { node: NodeId },
+    InvalidateRemote {
+        /// Which node: 0 or 1.
+        node: NodeId,
+    },
     /// The resync stands still for a while.
-    Pause { node: NodeId, time: u64 },
+    Pause {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// For how long, nanoseconds.
+        time: u64,
+    },
     /// I/O is suspended for a while.
-    Suspend { node: NodeId, time: u64 },
+    Suspend {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// For how long, nanoseconds.
+        time: u64,
+    },
     /// Everything is taken down in order and brought up again.
-    Down { node: NodeId, time: u64 },
+    Down {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// For how long, nanoseconds.
+        time: u64,
+    },
     /// A disk becomes slow for a while.
-    SlowDisk { node: NodeId, time: u64 },
+    SlowDisk {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// For how long, nanoseconds.
+        time: u64,
+    },
     /// The network becomes slow for a while.
-    SlowNetwork { time: u64 },
+    SlowNetwork {
+        /// For how long, nanoseconds.
+        time: u64,
+    },
     /// Somebody resolves a split brain now, if there is one.
     Resolve,
 }
@@ -63,48 +140,46 @@ pub struct Step {
 
 /// The fixed circumstances of a run.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Sectors of each backing device.
-    pub backing_sectors: [u64; 2],
+    pub(crate) backing_sectors: [u64; 2],
     /// Whether the nodes start with the same data, known to be the same.
-    pub in_sync: bool,
+    pub(crate) in_sync: bool,
     /// Whether each disk has a volatile cache.
-    pub volatile: [bool; 2],
+    pub(crate) volatile: [bool; 2],
     /// Granularity of discards, bytes.
-    pub discard_granularity: u32,
+    pub(crate) discard_granularity: u32,
     /// The disk section.
-    pub disk_options: DiskOptions,
+    pub(crate) disk_options: DiskOptions,
     /// The net section.
-    pub net_options: NetOptions,
+    pub(crate) net_options: NetOptions,
     /// Least and most time of a disk operation, nanoseconds.
-    pub disk_latency: (u64, u64),
+    pub(crate) disk_latency: (u64, u64),
     /// Least and most time of a packet, nanoseconds.
-    pub network_latency: (u64, u64),
+    pub(crate) network_latency: (u64, u64),
     /// Blocks clients write to: (first block, count) of each region.
-    pub regions: Vec<(u64, u64)>,
+    pub(crate) regions: Vec<(u64, u64)>,
     /// Most blocks of a write.
-    pub blocks_max: u64,
+    pub(crate) blocks_max: u64,
     /// Of a hundred requests, how many are reads, flushes, discards.
-    pub mix: (u64, u64, u64),
+    pub(crate) mix: (u64, u64, u64),
     /// Of a hundred writes, how many are FUA.
-    pub fua: u64,
+    pub(crate) fua: u64,
     /// Of a hundred writes, how many are smaller than a block or not aligned to one.
-    pub partial: u64,
+    pub(crate) partial: u64,
     /// Events between two audits of both disks.
-    pub audit_events: u64,
+    pub(crate) audit_events: u64,
 }
 
 /// A run, as far as it is decided beforehand.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The seed.
-    pub seed: u64,
     /// The circumstances.
-    pub settings: Settings,
+    pub(crate) settings: Settings,
     /// What is done, by time.
     pub steps: Vec<Step>,
     /// For everything else that is left to chance.
-    pub random: Random,
+    pub(crate) random: Random,
     /// The deliberate bug that is switched on.
     pub bug: Option<crate::Bug>,
 }
@@ -115,7 +190,7 @@ impl Plan {
         let mut random = Random::new(seed);
         let settings = settings(&mut random);
         let steps = steps(&mut random);
-        Self { seed, settings, steps, random, bug: None }
+        Self { settings, steps, random, bug: None }
     }
 
     /// Switches the deliberate bug on in an engine.
