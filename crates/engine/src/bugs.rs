@@ -68,8 +68,8 @@ bugs! {
     NoExtentLock = "no-extent-lock",
     /// A target clears the bits of a block when its data arrive (io spec I11).
     ClearOnArrival = "clear-on-arrival",
-    /// A target acknowledges a block of a resync that may still be lost with its cache (io spec I11).
-    ResyncAckBeforeFlush = "resync-ack-before-flush",
+    /// A page of the bitmap gets to disk before the data whose bits were cleared in it (io spec I11).
+    PageBeforeData = "page-before-data",
     /// A write of a part of a block clears its bit (io spec I11).
     ClearPartialBlock = "clear-partial-block",
     /// Writes in flight when the connection is lost leave no bits (io spec I12).

@@ -22,8 +22,6 @@ pub(crate) enum Purpose {
     PeerRequest(Key),
     /// The flush an epoch of the peer waits for.
     EpochFlush,
-    /// The flush the writes of a resync wait for.
-    ResyncFlush,
     /// The superblock.
     Superblock,
     /// A changed page of the bitmap.
@@ -80,7 +78,6 @@ impl Engine {
             Purpose::PeerRequest(key) => self.peer_disk_done(key, result),
             Purpose::EpochFlush => self.epoch_flushed(io.volume, result),
             Purpose::BitmapFlush => self.flushed_for_pages(io.volume, result),
-            Purpose::ResyncFlush => self.resync_flushed(io.volume, result.is_err()),
             _ => {}
         }
     }

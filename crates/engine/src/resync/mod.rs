@@ -59,9 +59,6 @@ pub(crate) struct Resync {
     pub(super) pending: u32,
     /// What was asked for, by its first sector, with the locks.
     pub(super) asked: BTreeMap<Sector, (SectorRange, Locks)>,
-    /// Writes of the target that are complete and not yet on stable storage; and those a flush is on its way for.
-    pub(super) unflushed: Vec<Key>,
-    pub(super) flushing: Vec<Key>,
     pub(crate) timer: Option<Time>,
     pub(super) controller: Controller,
     pub(super) sectors_arrived: u64,
@@ -134,8 +131,6 @@ impl Resync {
         self.failed = 0;
         self.pending = 0;
         self.asked.clear();
-        self.unflushed.clear();
-        self.flushing.clear();
         self.timer = None;
         self.finishing = None;
         self.sync_uuid_due = None;

@@ -8,7 +8,6 @@ use super::source::Locks;
 use crate::Engine;
 use crate::bugs::Bug;
 use crate::connection::parameters::Verdict;
-use crate::disk::Purpose;
 use crate::interface::{Action, Buffer, DiscardMode, Duration, Level};
 use crate::peer::{PeerOperation, PeerRequest};
 use crate::sending::Ack;
@@ -243,57 +242,14 @@ impl Engine {
         key
     }
 
-    /// A resync write has ended. It counts once it is on stable storage: the peer forgets that the block differed when it
-    /// hears of it, so a loss of power here must not undo it (io spec I11).
+    /// A resync write has ended. It may still be in the cache of the disk: the peer forgets the bits of the block when it
+    /// hears of it, but here they stay on disk until it is on stable storage ([`write_page`](Self::write_page)).
     pub(crate) fn resync_write_ended(&mut self, key: Key) {
-        let Some(request) = self.peer_requests.get_mut(key) else { return };
+        let Some(request) = self.peer_requests.remove(key) else { return };
         let (index, range, good) = (request.volume, request.range, !request.failed && !request.orphaned);
-        let early = self.bug(Bug::ResyncAckBeforeFlush);
-        let Some(request) = self.peer_requests.get_mut(key) else { return };
-        let buffer = request.buffer.take();
-        self.release(buffer);
+        self.release(request.buffer);
         let volume = &mut self.volumes[index];
         volume.sync_writes.remove(range, key);
-        let volatile = volume.disk.as_ref().is_some_and(|disk| disk.properties.volatile_cache);
-        if good && volatile && volume.has_disk() && !early {
-            volume.resync.unflushed.push(key);
-            self.flush_resync_writes(index);
-        } else {
-            self.resync_write_is_stable(key, good);
-        }
-    }
-
-    /// Flushes what has been written of a resync, in one go for everything that ended meanwhile.
-    fn flush_resync_writes(&mut self, index: usize) {
-        let resync = &mut self.volumes[index].resync;
-        if !resync.flushing.is_empty() || resync.unflushed.is_empty() {
-            return;
-        }
-        std::mem::swap(&mut resync.flushing, &mut resync.unflushed);
-        let volume = self.volumes[index].number;
-        let token = self.start_io(index, Purpose::ResyncFlush);
-        self.out.push(Action::Flush { token, volume });
-    }
-
-    /// The flush has ended.
-    pub(crate) fn resync_flushed(&mut self, index: usize, failed: bool) {
-        let mut flushed = std::mem::take(&mut self.volumes[index].resync.flushing);
-        for key in flushed.drain(..) {
-            self.resync_write_is_stable(key, !failed);
-        }
-        let resync = &mut self.volumes[index].resync;
-        if resync.flushing.is_empty() {
-            resync.flushing = flushed;
-        }
-        self.flush_resync_writes(index);
-        self.resync_may_be_done(index);
-    }
-
-    /// A resync write is done for good.
-    fn resync_write_is_stable(&mut self, key: Key, good: bool) {
-        let Some(request) = self.peer_requests.remove(key) else { return };
-        let (index, range) = (request.volume, request.range);
-        let volume = &mut self.volumes[index];
         volume.counters.written_sectors += range.sectors();
         volume.counters.unacknowledged = volume.counters.unacknowledged.saturating_sub(1);
         if good {
@@ -302,7 +258,7 @@ impl Engine {
             if !request.given_up {
                 self.set_in_sync(index, range);
             }
-        } else if request.failed || !request.orphaned {
+        } else if request.failed {
             self.count_failed_blocks(index, range);
             self.local_io_failed(index, false);
         }
@@ -342,10 +298,7 @@ impl Engine {
         let volume = &self.volumes[index];
         let target =
             matches!(volume.state.connection, ConnectionState::SyncTarget | ConnectionState::PausedSyncT);
-        let quiet = volume.resync.asked.is_empty()
-            && volume.sync_writes.is_empty()
-            && volume.resync.unflushed.is_empty()
-            && volume.resync.flushing.is_empty();
+        let quiet = volume.resync.asked.is_empty() && volume.sync_writes.is_empty();
         if !target
             || !quiet
             || !volume.resync.running
