@@ -192,9 +192,10 @@ impl Engine {
         position: Sector,
         block: MetadataBlock,
     ) {
+        let early = self.bug(crate::bugs::Bug::PageBeforeData);
         let Some(disk) = &mut self.volumes[index].disk else { return };
         let io = &mut disk.bitmap_io;
-        if disk.properties.volatile_cache && (io.cleared || io.flushing.is_some()) {
+        if disk.properties.volatile_cache && !early && (io.cleared || io.flushing.is_some()) {
             io.held.push(HeldPage { purpose, position, block });
             self.flush_for_pages(index);
         } else {

@@ -85,6 +85,7 @@ impl Engine {
             barrier_expected: false,
             net_done: false,
             doubtful: false,
+            marked: false,
             set_in_sync: false,
             extents_held: 0,
             in_tree: false,

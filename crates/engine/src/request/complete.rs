@@ -101,13 +101,15 @@ impl Engine {
         let request = &self.requests[key];
         let (index, range, in_tree) = (request.volume, request.range, request.in_tree);
         let both = request.local == Local::Ok && request.net == Net::Ok && !request.doubtful;
-        let (set_in_sync, request_net) = (request.set_in_sync, request.net);
+        let (set_in_sync, request_net, marked) = (request.set_in_sync, request.net, request.marked);
         if request.operation.is_write() {
             let forgets = request_net == Net::Failed && self.bug(Bug::ForgetInFlight);
             if forgets {
                 // The cut corner: nothing is set.
             } else if !both {
-                self.write_sets_out_of_sync(index, range);
+                if !marked {
+                    self.write_sets_out_of_sync(index, range);
+                }
             } else if set_in_sync {
                 self.set_in_sync(index, range);
             }

@@ -60,6 +60,8 @@ pub(crate) struct Request {
     pub(crate) net_done: bool,
     /// The peer's disk went before the peer was done with it for good: what it acknowledged may be lost.
     pub(crate) doubtful: bool,
+    /// Its bits are set already.
+    pub(crate) marked: bool,
     /// The peer marked it in sync (SIS).
     pub(crate) set_in_sync: bool,
     /// How many activity log references are held, from the first extent on.

@@ -81,6 +81,10 @@ impl Engine {
         if was_pending && request.net != Net::Pending {
             self.volumes[index].counters.peer_pending -= 1;
         }
+        let request = &self.requests[key];
+        if request.net == Net::Failed || (request.doubtful && request.net != Net::Pending) {
+            self.mark_out_of_sync(key);
+        }
         self.settle(key);
         true
     }
@@ -138,14 +142,24 @@ impl Engine {
 
     /// The peer's disk is gone. What the peer has acknowledged and not confirmed for good may not have left its cache.
     pub(crate) fn doubt_unconfirmed(&mut self, index: usize) {
-        for key in &self.log {
-            if let Some(request) = self.requests.get_mut(*key)
-                && request.volume == index
-                && request.barrier_expected
-                && !request.net_done
-            {
+        for key in self.log.iter().copied().collect::<Vec<_>>() {
+            let Some(request) = self.requests.get_mut(key) else { continue };
+            if request.volume == index && request.barrier_expected && !request.net_done {
                 request.doubtful = true;
+                if request.net != Net::Pending {
+                    self.mark_out_of_sync(key);
+                }
             }
+        }
+    }
+
+    /// Sets the bits of a write the peer does not have, without waiting for its barrier: the bitmap may be sent before
+    /// that comes.
+    fn mark_out_of_sync(&mut self, key: Key) {
+        let request = &mut self.requests[key];
+        if request.operation.is_write() && !std::mem::replace(&mut request.marked, true) {
+            let (index, range) = (request.volume, request.range);
+            self.write_sets_out_of_sync(index, range);
         }
     }
 

@@ -121,11 +121,25 @@ impl Engine {
         let random = self.random.generation().0;
         let mut identifier = GenerationId::NONE;
         let correction = self.volumes[index].correction.take();
+        // Disks that were never used and become good by `invalidate` alone: as long as both are called just created, no
+        // handshake would find a difference (states spec 9.2 rule 10).
+        let nameless = self.volumes[index].flags.source_of_equals
+            && self
+                .generations(index)
+                .is_some_and(|set| set.current.same_generation(GenerationId::JUST_CREATED));
+        let name = if nameless { self.random.generation().0 } else { 0 };
+        let primary = self.is_primary(index);
         let version = self.change_generations(index, |set| {
             *set = correction.unwrap_or(*set);
+            if nameless {
+                set.set_current(GenerationId(name), primary);
+            }
             identifier = set.start_resync_as_source(random);
         });
         self.log_generations(index, "updated sync UUID");
+        if nameless {
+            self.send_uuids(index, 0);
+        }
         self.volumes[index].resync.sync_uuid_due = Some((version, identifier));
         self.attention = true;
     }
