@@ -31,6 +31,15 @@ impl World {
         }
     }
 
+    /// How long a client waits before its next request.
+    fn think(&mut self) -> u64 {
+        match self.plan.settings.think {
+            0 if self.random.one_in(8) => self.random.between(0, SECOND / 50),
+            0 => 0,
+            think => self.random.between(0, think),
+        }
+    }
+
     /// Issues what may be issued.
     pub(crate) fn run_clients(&mut self) {
         while self.budget > 0 && self.violation.is_none() {
@@ -50,6 +59,11 @@ impl World {
             self.budget -= 1;
             self.clients_since = self.now;
             self.issue(node);
+            if self.budget > 0 && self.plan.settings.think > 0 {
+                let delay = self.think();
+                self.call_clients(delay);
+                return;
+            }
         }
     }
 
@@ -171,7 +185,7 @@ impl World {
             self.release(node, buffer);
         }
         if self.budget > 0 {
-            let delay = if self.random.one_in(8) { self.random.between(0, SECOND / 50) } else { 0 };
+            let delay = self.think();
             self.call_clients(delay);
         }
     }

@@ -167,6 +167,8 @@ pub(crate) struct Settings {
     pub(crate) fua: u64,
     /// Of a hundred writes, how many are smaller than a block or not aligned to one.
     pub(crate) partial: u64,
+    /// How long a client thinks between two requests at the most, nanoseconds.
+    pub(crate) think: u64,
     /// Events between two audits of both disks.
     pub(crate) audit_events: u64,
 }
@@ -189,7 +191,7 @@ impl Plan {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let settings = settings(&mut random);
-        let steps = steps(&mut random);
+        let steps = steps(&mut random, settings.regions.len() > 20);
         Self { settings, steps, random, bug: None }
     }
 
@@ -240,6 +242,7 @@ fn settings(random: &mut Random) -> Settings {
         mix: (random.below(40), random.below(12), if random.one_in(3) { random.below(15) } else { 0 }),
         fua: if random.one_in(2) { random.below(30) } else { 0 },
         partial: if random.one_in(2) { random.below(60) } else { 0 },
+        think: random.pick(&[0, 0, 4, 40, 300]) * MILLISECOND,
         audit_events: random.between(40, 400),
     }
 }
@@ -337,7 +340,7 @@ enum Theme {
     Roles,
 }
 
-fn steps(random: &mut Random) -> Vec<Step> {
+fn steps(random: &mut Random, wide: bool) -> Vec<Step> {
     let count = random.between(4, 24);
     let mut steps = Vec::new();
     let mut at = random.between(0, 3 * SECOND);
@@ -347,7 +350,9 @@ fn steps(random: &mut Random) -> Vec<Step> {
         random.pick(&[Theme::Any, Theme::Any, Theme::Disks, Theme::Power, Theme::Network, Theme::Roles]);
     for _ in 0..count {
         let operation = if random.below(100) < loads {
-            Operation::Load { requests: random.between(1, 80) as u32, depth: random.pick(&[1, 2, 4, 16]) }
+            // A wide device takes many requests before extents leave the activity log.
+            let most = if wide { 300 } else { 80 };
+            Operation::Load { requests: random.between(1, most) as u32, depth: random.pick(&[1, 2, 4, 16]) }
         } else if random.one_in(2) {
             operation_of(theme, random)
         } else {
