@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Only these contenders.
     #[arg(long, value_delimiter = ',', value_name = "NAME", value_parser = ["udrbd", "quorum", "plain"])]
     only: Vec<String>,
+    /// Only the jobs whose names contain this, e.g. "128k".
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    job: String,
     /// More statements for the `disk` section of the udrbd pair, e.g. "disk-flushes no;".
     #[arg(long, default_value = "", value_name = "STATEMENTS")]
     disk: String,
@@ -89,7 +92,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     for round in 0..rounds {
         for (index, contender) in running.iter().enumerate() {
-            for (job_index, job) in JOBS.iter().enumerate() {
+            for (job_index, job) in JOBS.iter().enumerate().filter(|(_, job)| job.name.contains(&options.job)) {
                 let iops = measure(&contender.uri(), job, seconds)
                     .with_context(|| format!("{} against {}", job.name, names[index]))?;
                 eprintln!("round {}: {:<8} {:<18} {iops:>9.0} IOPS", round + 1, names[index], job.name);
@@ -174,7 +177,7 @@ fn print(names: &[&str], results: &[Vec<Vec<f64>>], judge: bool) -> ExitCode {
     names.iter().for_each(|name| print!("{name:>12}"));
     println!("{:>16}{:>15}{:>8}", "udrbd/quorum", "udrbd/plain", "bar");
     let mut below = false;
-    for (index, job) in JOBS.iter().enumerate() {
+    for (index, job) in JOBS.iter().enumerate().filter(|(index, _)| !results[0][*index].is_empty()) {
         print!("{:<20}", job.name);
         names.iter().filter_map(|name| of(name, index)).for_each(|iops| print!("{iops:>12.0}"));
         let ratio = |other: &str| Some(of("udrbd", index)? / of(other, index)?.max(1.0));
