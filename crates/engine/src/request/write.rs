@@ -233,6 +233,35 @@ impl Engine {
         }
     }
 
+    /// A write of the peer is done: own writes that stepped aside for it start over (io spec 9.3).
+    pub(crate) fn restart_postponed(&mut self, index: usize, range: SectorRange) {
+        if !self.allows_two_primaries() {
+            return;
+        }
+        let requests = &self.requests;
+        let aside = |key: &Key| {
+            requests.get(*key).is_some_and(|request| request.postponed && !request.local.is_pending())
+        };
+        let overlapping = self.volumes[index].writes.overlapping(range);
+        let restarted: Vec<Key> = overlapping.map(|(_, key)| key).filter(aside).collect();
+        for key in restarted {
+            let request = &mut self.requests[key];
+            request.postponed = false;
+            request.net = Net::None;
+            request.barrier_expected = false;
+            request.local = Local::None;
+            request.in_tree = false;
+            request.in_log = false;
+            let own = request.range;
+            let volume = &mut self.volumes[index];
+            volume.counters.peer_pending -= 1;
+            volume.writes.remove(own, key);
+            volume.overlapping.push_back(key);
+            self.log.retain(|other| *other != key);
+            self.attention = true;
+        }
+    }
+
     pub(crate) fn log_no_data(&mut self, index: usize, range: SectorRange) {
         let text =
             format!("IO ERROR: neither local nor remote data, sector {}+{}", range.start.0, range.sectors());
