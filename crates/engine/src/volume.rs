@@ -9,6 +9,7 @@ use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
 use crate::disk::attach::Attaching;
 use crate::disk::bitmap_io::BitmapIo;
+use crate::disk::resize::Resizing;
 use crate::generation::GenerationSet;
 use crate::interface::{ClientRequest, Counters, DiskOptions, DiskProperties};
 use crate::intervals::IntervalSet;
@@ -103,6 +104,7 @@ pub(crate) struct Volume {
     pub(crate) size: Sector,
     pub(crate) disk: Option<Disk>,
     pub(crate) attaching: Option<Box<Attaching>>,
+    pub(crate) resizing: Option<Box<Resizing>>,
     pub(crate) remembered: Option<RememberedDisks>,
     pub(crate) exposed: GenerationId,
     pub(crate) peer_generations: Option<PeerGenerations>,
@@ -163,6 +165,7 @@ impl Volume {
             size: Sector(0),
             disk: None,
             attaching: None,
+            resizing: None,
             remembered: None,
             exposed: GenerationId::NONE,
             peer_generations: None,

@@ -1,5 +1,7 @@
 //! Writing the superblock: always the newest, one at a time, flushed (metadata spec 8.6).
 
+use udrbd_metadata::Flags;
+
 use super::Purpose;
 use crate::Engine;
 use crate::interface::Action;
@@ -30,10 +32,20 @@ impl Engine {
         let mut block = self.take_block();
         let token = self.start_io(index, Purpose::Superblock);
         let skips_flush = self.bug(crate::bugs::Bug::SuperblockWithoutFlush);
+        let log_is_absent = self.log_is_absent(index);
         let volume = &mut self.volumes[index];
         let number = volume.number;
         let Some(disk) = &mut volume.disk else { return false };
-        disk.superblock.encode_into(&mut block);
+        if log_is_absent && disk.superblock.flags.contains(Flags::PRIMARY_IND) {
+            // Nobody must look for extents in what is at the log's place. (8.4.11 leaves a node that crashes now with
+            // metadata it refuses to attach.)
+            let flags = disk.superblock.flags;
+            disk.superblock.flags = flags.with(Flags::PRIMARY_IND, false).with(Flags::CRASHED_PRIMARY, true);
+            disk.superblock.encode_into(&mut block);
+            disk.superblock.flags = flags;
+        } else {
+            disk.superblock.encode_into(&mut block);
+        }
         disk.superblock_writing = Some(disk.superblock_version);
         let flush = disk.options.metadata_flushes && !skips_flush;
         self.out.push(Action::WriteMetadata {

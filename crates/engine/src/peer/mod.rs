@@ -72,6 +72,9 @@ impl Engine {
             return false;
         }
         let Some(index) = self.volume_index(inbound.volume) else { return true };
+        if self.is_resizing(index) {
+            return false;
+        }
         match &inbound.packet {
             wire::Packet::Data(write) => self.may_write_for_peer(
                 index,

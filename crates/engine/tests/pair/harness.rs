@@ -273,11 +273,17 @@ impl Pair {
         self.pending.entry(to).or_default().push_back(event);
     }
 
-    /// Gives a command and goes on until it is answered.
-    pub(crate) fn command(&mut self, node: usize, command: Command) -> CommandResult {
+    /// Gives a command. Returns under which number the reply comes.
+    pub(crate) fn begin_command(&mut self, node: usize, command: Command) -> u64 {
         let id = self.nodes[node].next;
         self.nodes[node].next += 1;
         self.events.push_back((node, Event::Command { id: CommandId(id), command }));
+        id
+    }
+
+    /// Gives a command and goes on until it is answered.
+    pub(crate) fn command(&mut self, node: usize, command: Command) -> CommandResult {
+        let id = self.begin_command(node, command);
         self.until(|pair| pair.nodes[node].replies.contains_key(&id));
         self.nodes[node].replies.remove(&id).unwrap()
     }

@@ -6,6 +6,7 @@ mod commands;
 mod faults;
 mod harness;
 mod hostile;
+mod resize;
 mod two_primaries;
 
 use harness::{Pair, VOLUME};

@@ -106,7 +106,7 @@ captures! {
     vectors_changed_net_options: "22-net-options-change", Whole, Whole;
     vectors_congestion: "23-congestion-ahead-behind", Lacking("pull-ahead"), Whole;
     vectors_invalidate: "24-invalidate", Whole, Whole;
-    vectors_resize: "25-resize", Until("resize"), Whole;
+    vectors_resize: "25-resize", Whole, Whole;
     vectors_io_errors_of_a_secondary: "26-io-errors-on-secondary", Whole, Whole;
     vectors_io_errors_under_protocol_a: "26b-io-errors-proto-A", Whole, Whole;
     vectors_superseded_write_in_a_mixed_epoch:
