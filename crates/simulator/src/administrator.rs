@@ -12,6 +12,7 @@ use crate::machine::VOLUME;
 use crate::network::{Ending, NodeId};
 use crate::node::{Purpose, Resolution};
 use crate::plan::{Operation, SECOND};
+use crate::traps::Trap;
 use crate::world::{CONVERGENCE, Due, Restore, World};
 
 /// What an attach may be refused with at times: it was given up, or the disk is there already.
@@ -293,10 +294,18 @@ impl World {
 
     /// A step of the plan.
     pub(crate) fn step(&mut self, index: usize) {
-        let operation = self.plan.steps[index].operation;
+        let operation = self.plan.steps[index].operation.clone();
         let text = format!("step {index}: {operation:?}");
         self.say(&text);
+        self.carry_out(operation);
+    }
+
+    /// Does what a plan wants done.
+    pub(crate) fn carry_out(&mut self, operation: Operation) {
         match operation {
+            Operation::When { node, moment, count, delay, then } => {
+                self.traps.push(Trap { node, moment, left: count, delay, then });
+            }
             Operation::Load { requests, depth } => {
                 self.load(requests, depth);
             }
@@ -528,6 +537,7 @@ impl World {
 
     fn begin_ending(&mut self) {
         self.say("the end begins");
+        self.traps.clear();
         self.network.latency = self.plan.settings.network_latency;
         self.restore(Restore::Link);
         for node in 0..2 {

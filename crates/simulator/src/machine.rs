@@ -124,6 +124,7 @@ impl World {
         let delay = self.disk_delay(node);
         let number = self.next_operation;
         self.next_operation += 1;
+        self.disk_passes(node, &operation, false);
         self.nodes[node].in_flight.insert(number, operation);
         let life = self.nodes[node].life;
         self.after(delay, Due::Disk { node, life, operation: number });
@@ -135,6 +136,8 @@ impl World {
         if let Some(write) = operation.write() {
             own.disk.complete(write);
         }
+        self.disk_passes(node, &operation, true);
+        let own = &mut self.nodes[node];
         let event = match operation {
             InFlight::Write { token, .. } => Event::WriteDone { token, result: Ok(()) },
             InFlight::MetadataWrite { token, block, .. } => {
@@ -267,6 +270,7 @@ impl World {
         let mut bytes = Vec::with_capacity(64);
         message.packet.encode(&mut bytes, message.dialect, message.volume, digest, payload_bytes);
         self.coverage.packet(message.packet.command(message.dialect).log_name());
+        self.packet_passes(node, &message.packet);
         let delay = self.network_delay();
         let at = self.network.send(connection, end, self.now, delay, bytes, tail);
         self.at(at, Due::Arrival { connection, direction: end });
