@@ -104,6 +104,7 @@ fn log(settings: &mut Settings, script: &mut Script<'_>) {
     settings.disk_options.al_extents = 67;
     settings.think = 0;
     settings.fua = 0;
+    settings.blocks_max = script.random.pick(&[1, 2, 8]);
     settings.mix.0 = script.random.below(10);
     settings.mix.1 = script.random.below(4);
     let primary = script.random.below(2) as NodeId;
