@@ -216,6 +216,11 @@ impl Volume {
         }
     }
 
+    /// Ends the background work, in good order or not: nobody waits for answers to it any more.
+    pub(crate) fn stop_resync(&mut self) {
+        self.counters.peer_pending -= self.resync.stop();
+    }
+
     /// The number of set bits.
     pub(crate) fn set_bits(&self) -> u64 {
         self.disk.as_ref().map_or(0, |disk| disk.bitmap.set_count())

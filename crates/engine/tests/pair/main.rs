@@ -6,6 +6,7 @@ mod commands;
 mod faults;
 mod harness;
 mod hostile;
+mod resyncs;
 
 use harness::{Pair, VOLUME};
 use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Operation, Protocol};
