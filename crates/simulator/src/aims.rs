@@ -192,14 +192,28 @@ fn during_resync(script: &mut Script<'_>, target: NodeId) {
     let requests = script.random.between(10, 80) as u32;
     script.when(source, sending, 8, Operation::Load { requests, depth: 16 });
     let writing: &[Moment] = &[Moment::DataSubmitted, Moment::DataWritten, Moment::ResyncAck];
-    match script.random.below(6) {
+    match script.random.below(8) {
         0..=1 => script.power_cut_when(target, writing, 40, target),
         2 => script.power_cut_when(target, writing, 40, source),
         3 => {
             let (pick, half) = (script.random.bits(), script.random.one_in(3));
             script.when(target, writing, 40, Operation::Break { pick, half });
         }
-        4 => script.when(target, writing, 40, Operation::Detach { node: target, time }),
+        4..=5 => {
+            // Back so soon that what the resync gave to a slow disk is still there.
+            let (node, time) = (script.random.below(2) as NodeId, script.random.below(SECOND));
+            script.when(target, writing, 20, Operation::Detach { node, time });
+        }
+        6 => {
+            // The source stays away: the target alone has to know what its disk is worth.
+            let (moment, count) = (script.random.pick(writing), script.random.between(1, 40) as u32);
+            for (node, time) in [(target, SECOND / 10), (source, 20 * SECOND)] {
+                let then = Box::new(Operation::PowerCut { node, time });
+                script.step(Operation::When { node: target, moment, count, delay: 0, then });
+            }
+            script.wait(SECOND, 8 * SECOND);
+            script.step(Operation::Promote { node: target });
+        }
         _ => {}
     }
 }

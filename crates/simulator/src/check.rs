@@ -206,9 +206,9 @@ impl Checker {
         }
     }
 
-    /// A write of this node's clients completed. `on`: which disks have it; `good`: which disks hold good data as a
-    /// whole: what another one has does not make it worth keeping.
-    pub(crate) fn complete_write(&mut self, number: Tag, issuer: NodeId, on: [bool; 2], good: [bool; 2]) {
+    /// A write of this node's clients completed. `on`: which disks have it; `kept`: which disks must not be discarded for
+    /// it: they hold good data as a whole, and their node can know that the other has it not.
+    pub(crate) fn complete_write(&mut self, number: Tag, issuer: NodeId, on: [bool; 2], kept: [bool; 2]) {
         let now = self.tick();
         self.writes[number as usize].done = now;
         self.zeroing.retain(|other| *other != number);
@@ -219,7 +219,7 @@ impl Checker {
                 if disk == issuer {
                     self.unflushed[disk].push(number);
                 }
-            } else if on[1 - disk] && good[1 - disk] {
+            } else if on[1 - disk] && kept[1 - disk] {
                 self.exclusive[1 - disk].insert(number);
             }
         }

@@ -240,6 +240,11 @@ impl World {
             }
         }
         let good = [0, 1].map(|disk: NodeId| self.nodes[disk].disk_state() >= DiskState::Consistent);
-        self.checker.complete_write(write, node, on, good);
+        // The acknowledgement was on its way when the peer lost power with what was in its cache, as if it had come just
+        // before: this node does not know, and if it fails as well before it does, nobody can.
+        let own = &self.nodes[node];
+        let believed = own.mirroring && request.mirrored_since.is_some_and(|(at, _)| at == own.interruptions);
+        let kept = [0, 1].map(|disk: NodeId| good[disk] && !(disk == node && believed && peer_failed));
+        self.checker.complete_write(write, node, on, kept);
     }
 }
