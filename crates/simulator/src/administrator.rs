@@ -10,7 +10,7 @@ use udrbd_units::{ConnectionState, DiskState, Minor, Role, Sector};
 
 use crate::machine::VOLUME;
 use crate::network::{Ending, NodeId};
-use crate::node::{Purpose, Resolution};
+use crate::node::{Failing, Purpose, Resolution};
 use crate::plan::{Operation, SECOND};
 use crate::traps::Trap;
 use crate::world::{CONVERGENCE, Due, Restore, World};
@@ -108,7 +108,7 @@ impl World {
                 self.give_up_role(node);
             }
             (Purpose::Attach, Err(Failure::Configuration { code, info }))
-                if !ATTACH_REFUSALS.contains(code) =>
+                if !ATTACH_REFUSALS.contains(code) && !administrator.disk_failed =>
             {
                 let text = format!("node {node}: {code} {info:?}");
                 self.fail("a good disk is attached", text);
@@ -207,6 +207,7 @@ impl World {
     }
 
     fn attach(&mut self, node: NodeId) {
+        self.nodes[node].administrator.disk_failed = false;
         let settings = &self.plan.settings;
         let backing = Sector(settings.backing_sectors[node]);
         let properties = DiskProperties {
@@ -379,6 +380,13 @@ impl World {
                     self.after(time, Due::Over(Restore::Connection(node)));
                 }
             }
+            Operation::FailDisk { node, metadata, time } => {
+                self.coverage.fault("disk fails");
+                self.nodes[node].failing = Some(Failing { until: self.now + time, metadata });
+                // Nobody attaches it before that is over.
+                self.nodes[node].administrator.wants_disk = false;
+                self.after(time, Due::Over(Restore::Disk(node)));
+            }
             Operation::SlowDisk { node, time } => {
                 self.coverage.fault("slow disk");
                 self.nodes[node].slow_until = self.now + time;
@@ -542,6 +550,7 @@ impl World {
         self.restore(Restore::Link);
         for node in 0..2 {
             self.nodes[node].slow_until = 0;
+            self.nodes[node].failing = None;
             self.restore(Restore::Power(node));
             self.restore(Restore::Io(node));
             self.restore(Restore::Resync(node));

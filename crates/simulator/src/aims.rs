@@ -15,15 +15,18 @@ pub(crate) enum Aim {
     Epochs,
     /// Nodes and disks that come back under load, and what happens while they are brought up to date (io spec I8 to I11).
     Resync,
+    /// Disks that fail, in the middle of anything.
+    Failures,
 }
 
 impl Aim {
     /// The aim of a seed; most have none.
     pub(crate) fn of(seed: u64) -> Option<Self> {
-        match Random::new(!seed).below(9) {
+        match Random::new(!seed).below(12) {
             0 => Some(Self::Log),
             1 => Some(Self::Epochs),
             2 => Some(Self::Resync),
+            3 => Some(Self::Failures),
             _ => None,
         }
     }
@@ -96,6 +99,7 @@ pub(crate) fn plan(aim: Aim, random: &mut Random) -> (Settings, Vec<Step>) {
         Aim::Log => log(&mut settings, &mut script),
         Aim::Epochs => epochs(&mut settings, &mut script),
         Aim::Resync => resync(&mut settings, &mut script),
+        Aim::Failures => failures(&mut settings, &mut script),
     }
     (settings, script.steps)
 }
@@ -215,5 +219,34 @@ fn during_resync(script: &mut Script<'_>, target: NodeId) {
             script.step(Operation::Promote { node: target });
         }
         _ => {}
+    }
+}
+
+fn failures(settings: &mut Settings, script: &mut Script<'_>) {
+    settings.think = script.random.pick(&[0, 4, 40]) * MILLISECOND;
+    let primary = script.random.below(2) as NodeId;
+    script.step(Operation::Promote { node: primary });
+    for _ in 0..script.random.between(1, 4) {
+        script.load(20, 80, &[1, 4, 16]);
+        for _ in 0..script.random.between(1, 2) {
+            let (watched, moments) = if script.random.one_in(3) {
+                let moments: &[Moment] = &[Moment::ResyncData, Moment::ResyncAck];
+                (script.random.below(2) as NodeId, moments)
+            } else {
+                watched(script.random, primary)
+            };
+            let node = script.random.below(2) as NodeId;
+            let (metadata, time) = (script.random.one_in(3), pause(script.random));
+            script.when(watched, moments, 50, Operation::FailDisk { node, metadata, time });
+        }
+        if script.random.one_in(3) {
+            let (node, moments) = watched(script.random, primary);
+            let victim = script.random.below(2) as NodeId;
+            script.power_cut_when(node, moments, 50, victim);
+        }
+        if script.random.one_in(4) {
+            script.step(Operation::SwitchOver);
+        }
+        script.wait(0, 12 * SECOND);
     }
 }

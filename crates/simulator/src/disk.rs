@@ -236,6 +236,16 @@ impl Disk {
         self.apply(write, || true, true);
     }
 
+    /// A change fails: what it was to write is there in any part, metadata as a whole or not at all.
+    pub(crate) fn fail(&mut self, write: &Write, random: &mut Random) {
+        let whole = random.one_in(2);
+        match &write.change {
+            Change::Data { .. } => self.apply(write, || random.one_in(2), false),
+            Change::Metadata { .. } if whole => self.apply(write, || true, false),
+            Change::Metadata { .. } | Change::Flush => {}
+        }
+    }
+
     fn apply(&mut self, write: &Write, chosen: impl FnMut() -> bool, preflush: bool) {
         if preflush && let Some(count) = write.preflush {
             self.data.flush(count);

@@ -151,6 +151,16 @@ pub enum Operation {
         /// For how long, nanoseconds.
         time: u64,
     },
+    /// What is asked of a disk fails for a while; after that it is attached again. Flushes do not fail: a disk that keeps
+    /// nothing it has promised is beyond what any node can do.
+    FailDisk {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// Metadata; else data.
+        metadata: bool,
+        /// For how long, nanoseconds.
+        time: u64,
+    },
     /// A disk becomes slow for a while.
     SlowDisk {
         /// Which node: 0 or 1.
