@@ -64,6 +64,10 @@ pub(crate) struct Disk {
     pub(crate) superblock_durable: u64,
     /// The version being written.
     pub(crate) superblock_writing: Option<u64>,
+    /// The superblock on disk says, whatever becomes of the one being written, that the activity log counts after a crash.
+    pub(crate) indicated: bool,
+    /// The same of the one being written.
+    pub(crate) indicating: bool,
     pub(crate) bitmap: Bitmap,
     pub(crate) log: ActivityLog,
     pub(crate) extents: ResyncExtents,
@@ -143,6 +147,8 @@ pub(crate) struct Volume {
     pub(crate) exchange: Exchange,
     /// Answer of the peer to a state change request of this volume.
     pub(crate) change_reply: Option<i32>,
+    /// Answers on their way to requests that were decided without them: they must not pass for answers to later ones.
+    pub(crate) stale_replies: u32,
     /// A command holds the volume's state mutex.
     pub(crate) state_locked: bool,
     /// The peer's parameters have been seen in this connection.
@@ -187,6 +193,7 @@ impl Volume {
             resync: Resync::default(),
             exchange: Exchange::default(),
             change_reply: None,
+            stale_replies: 0,
             state_locked: false,
             peer_seen: false,
             held_open: false,

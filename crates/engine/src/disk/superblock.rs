@@ -1,5 +1,7 @@
 //! Writing the superblock: always the newest, one at a time, flushed (metadata spec 8.6).
 
+use udrbd_metadata::Flags;
+
 use super::Purpose;
 use crate::Engine;
 use crate::interface::Action;
@@ -35,6 +37,8 @@ impl Engine {
         let Some(disk) = &mut volume.disk else { return false };
         disk.superblock.encode_into(&mut block);
         disk.superblock_writing = Some(disk.superblock_version);
+        disk.indicating = disk.superblock.flags.contains(Flags::PRIMARY_IND);
+        disk.indicated &= disk.indicating;
         let flush = disk.options.metadata_flushes && !skips_flush;
         self.out.push(Action::WriteMetadata {
             token,
@@ -52,6 +56,7 @@ impl Engine {
         if let Some(version) = disk.superblock_writing.take() {
             // A failed write is not tried again: the disk is on its way out.
             disk.superblock_durable = version;
+            disk.indicated = disk.indicating;
         }
         if failed {
             self.metadata_io_failed(index);

@@ -56,7 +56,9 @@ impl Engine {
             self.volumes[index].overlapping.push_back(key);
             return;
         }
-        if self.suspension.any() {
+        // What waited for the activity log while the peer was lost must not complete before the new generation is on disk
+        // (io spec I13).
+        if self.suspension.any() || self.volumes[index].current_due.is_some() {
             self.release_extents(key);
             self.readmit(key);
             return;
