@@ -152,7 +152,7 @@ impl World {
         let (own, peer) = (&self.nodes[node], &self.nodes[1 - node]);
         let since =
             Mirrored { interruptions: own.interruptions, life: peer.life, disk_losses: peer.disk_losses };
-        own.mirroring.then_some(since)
+        (own.mirroring && peer.storing).then_some(since)
     }
 
     /// Whose disk a node's clients read.

@@ -89,10 +89,13 @@ pub(crate) struct Failing {
 }
 
 impl Failing {
-    /// Whether an operation that ends at `now` fails.
-    pub(crate) const fn hits(self, now: u64, operation: &InFlight) -> bool {
+    /// Whether an operation that ends at `now` fails. Zeroes never do: a discard that fails leaves bits set and costs no
+    /// disk, so afterwards a read may find what was there before.
+    pub(crate) fn hits(self, now: u64, operation: &InFlight) -> bool {
         let hit = match operation {
-            InFlight::Write { write, .. } => !self.metadata && matches!(write.change, Change::Data { .. }),
+            InFlight::Write { write, .. } => {
+                !self.metadata && matches!(&write.change, Change::Data { data, .. } if !data.items.is_empty())
+            }
             InFlight::Read { .. } => !self.metadata,
             InFlight::MetadataRead { .. } | InFlight::MetadataWrite { .. } => self.metadata,
         };
