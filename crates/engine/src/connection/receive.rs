@@ -264,8 +264,13 @@ impl Engine {
                 true
             }
             Packet::StateChangeReply(code) => {
-                self.volumes[index].change_reply = Some(code.0);
-                self.attention = true;
+                let volume = &mut self.volumes[index];
+                if volume.stale_replies > 0 {
+                    volume.stale_replies -= 1;
+                } else {
+                    volume.change_reply = Some(code.0);
+                    self.attention = true;
+                }
                 true
             }
             _ => false,

@@ -47,6 +47,8 @@ impl Engine {
             disk.superblock.encode_into(&mut block);
         }
         disk.superblock_writing = Some(disk.superblock_version);
+        disk.indicating = disk.superblock.flags.contains(Flags::PRIMARY_IND);
+        disk.indicated &= disk.indicating;
         let flush = disk.options.metadata_flushes && !skips_flush;
         self.out.push(Action::WriteMetadata {
             token,
@@ -64,6 +66,7 @@ impl Engine {
         if let Some(version) = disk.superblock_writing.take() {
             // A failed write is not tried again: the disk is on its way out.
             disk.superblock_durable = version;
+            disk.indicated = disk.indicating;
         }
         if failed {
             self.metadata_io_failed(index);

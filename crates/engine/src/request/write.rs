@@ -47,11 +47,18 @@ impl Engine {
         let blocks = |other: Key| requests.get(other).is_some_and(|other| !other.completed);
         // With two Primaries a write of the peer that is under way here comes first, too (io spec 9.2).
         let peer_writes = self.allows_two_primaries() && self.volumes[index].peer_ranges.overlaps(range);
-        if peer_writes || self.volumes[index].writes.overlapping(range).any(|(_, other)| blocks(other)) {
+        // A resync that was given up keeps nobody out any more, but what it gave to the disk must not land on top.
+        let on_top = self.volumes[index].sync_writes.overlaps(range);
+        if peer_writes
+            || on_top
+            || self.volumes[index].writes.overlapping(range).any(|(_, other)| blocks(other))
+        {
             self.volumes[index].overlapping.push_back(key);
             return;
         }
-        if self.suspension.any() {
+        // What waited for the activity log while the peer was lost must not complete before the new generation is on disk
+        // (io spec I13).
+        if self.suspension.any() || self.volumes[index].current_due.is_some() {
             self.release_extents(key);
             self.readmit(key);
             return;
