@@ -13,7 +13,7 @@ use crate::disk::resize::Resizing;
 use crate::generation::GenerationSet;
 use crate::interface::{ClientRequest, Counters, DiskOptions, DiskProperties};
 use crate::intervals::IntervalSet;
-use crate::resync::Resync;
+use crate::resync::{Resync, VerifyRange};
 use crate::resync::exchange::Exchange;
 use crate::resync_extents::ResyncExtents;
 use crate::slab::Key;
@@ -146,6 +146,10 @@ pub(crate) struct Volume {
     pub(crate) round_robin: bool,
     pub(crate) counters: Counters,
     pub(crate) resync: Resync,
+    /// Of the next verify this node asks for.
+    pub(crate) verify_range: VerifyRange,
+    /// This node has asked for a verify in this connection.
+    pub(crate) was_verifying: bool,
     pub(crate) exchange: Exchange,
     /// Answer of the peer to a state change request of this volume.
     pub(crate) change_reply: Option<i32>,
@@ -194,6 +198,8 @@ impl Volume {
             round_robin: false,
             counters: Counters::default(),
             resync: Resync::default(),
+            verify_range: VerifyRange::default(),
+            was_verifying: false,
             exchange: Exchange::default(),
             change_reply: None,
             stale_replies: 0,

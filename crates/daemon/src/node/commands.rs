@@ -7,7 +7,7 @@ use udrbd_control::ReturnCode;
 use udrbd_control::options::{OptionChanges, OptionError, OptionSet, ResourceOptions};
 use udrbd_control::protocol::{CommandResult, Request, StreamItem};
 use udrbd_engine::interface::{Command, ResizeRequest};
-use udrbd_units::{ConnectionState, Minor, VolumeNumber};
+use udrbd_units::{ConnectionState, Minor, Sector, VolumeNumber};
 
 use super::resource::Resource;
 use super::{Node, State, connect, convert, disks, time_us};
@@ -90,8 +90,9 @@ pub(super) async fn execute(node: &Rc<Node>, request: Request) -> CommandResult 
             };
             device(node, minor, |volume| Command::Resize { volume, request }).await
         }
-        Request::Verify { .. } => {
-            CommandResult::with_info(ReturnCode::PacketNumber, "this build does not know the request")
+        Request::Verify { minor, start_sector, stop_sector } => {
+            let (start, stop) = (start_sector.map(Sector), stop_sector.map(Sector));
+            device(node, minor, |volume| Command::Verify { volume, start, stop }).await
         }
         Request::Snapshot { .. } | Request::Watch { .. } => ReturnCode::InvalidRequest.into(),
     }

@@ -149,6 +149,12 @@ impl Engine {
             // The peer took its volume away, and may come with another.
             self.volumes[index].peer_generations = None;
         }
+        if old.connection == Connected && new.connection == ConnectionState::VerifyS {
+            self.begin_own_verify(index);
+        }
+        if old.is_verifying() && !new.is_verifying() {
+            self.end_verify(index);
+        }
         if new.is_syncing() && !old.is_syncing() {
             self.volumes[index].resync.done_posted = false;
         }
@@ -169,6 +175,9 @@ impl Engine {
                 }
                 _ => {}
             }
+        }
+        if new.connection < Connected {
+            self.volumes[index].was_verifying = false;
         }
         if old.connection < Connected && new.connection >= Connected {
             self.connection.connect_count += 1;

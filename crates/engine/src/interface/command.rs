@@ -145,6 +145,15 @@ pub enum Command {
         /// Forget which blocks differ.
         clear_bitmap: bool,
     },
+    /// `verify`.
+    Verify {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// The first sector, rounded down to a block; `None`: where the last verify ended before its time, or 0.
+        start: Option<Sector>,
+        /// The sector to stop before; `None`: the end.
+        stop: Option<Sector>,
+    },
     /// `resize`. The runtime tells of another size of the device first ([`Event::DeviceSize`](super::Event::DeviceSize)).
     Resize {
         /// Which volume.

@@ -24,12 +24,6 @@ impl Engine {
 
     /// Takes the end of a resync further. Returns whether something happened.
     pub(crate) fn run_resync_finish(&mut self, index: usize) -> bool {
-        let volume = &self.volumes[index];
-        if volume.resync.verify.is_some() && volume.state.connection != ConnectionState::VerifyT {
-            // The connection or a disk was lost.
-            self.end_verify(index);
-            return true;
-        }
         match self.volumes[index].resync.finishing {
             None => {
                 let volume = &self.volumes[index];

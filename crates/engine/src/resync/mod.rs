@@ -16,6 +16,7 @@ use crate::interface::{Duration, SyncProgress, Time};
 use crate::slab::Key;
 use control::Controller;
 pub(crate) use source::Locks;
+pub(crate) use verify::VerifyRange;
 
 /// Progress marks kept, and how far they are apart.
 const MARKS: usize = 8;
@@ -74,7 +75,7 @@ pub(crate) struct Resync {
     /// A P_STATE waits for that.
     pub(crate) state_due: bool,
 
-    /// A verify of the peer, from its first request on.
+    /// A verify: an own one, or one of the peer from its first request on.
     pub(crate) verify: Option<verify::Verify>,
 
     pub(crate) done_posted: bool,
@@ -181,7 +182,7 @@ impl Resync {
         let paused = self.paused + self.paused_at.map_or(Duration::ZERO, |at| now.since(at));
         SyncProgress {
             total_blocks: self.total,
-            left_blocks: self.verify.map_or(set_bits.saturating_sub(self.failed), |verify| verify.left),
+            left_blocks: self.verify.as_ref().map_or(set_bits.saturating_sub(self.failed), |verify| verify.left),
             failed_blocks: self.failed,
             elapsed_ns: now.since(self.started).saturating_sub(paused).as_nanos() as u64,
             paused_ns: paused.as_nanos() as u64,

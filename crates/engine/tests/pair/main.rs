@@ -9,6 +9,7 @@ mod hostile;
 mod resize;
 mod resyncs;
 mod two_primaries;
+mod verify;
 
 use harness::{Pair, VOLUME};
 use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Operation, Protocol};

@@ -212,6 +212,7 @@ fn command(pair: &Pair, node: usize, words: &[String]) -> Option<What> {
     let has = |option: &str| words.iter().any(|word| word == option);
     let force = has("--force");
     let volume = VOLUME;
+    let option = |name| words.iter().find_map(|word| word.strip_prefix(name)).map(|text| Sector(sectors(text)));
     let command = match words[0].as_str() {
         "primary" => Command::Primary { volume, force },
         "secondary" => Command::Secondary { volume, held_open: has(HELD_OPEN) },
@@ -232,6 +233,7 @@ fn command(pair: &Pair, node: usize, words: &[String]) -> Option<What> {
         "suspend-io" => Command::SuspendIo { volume },
         "resume-io" => Command::ResumeIo { volume },
         "new-current-uuid" => Command::NewCurrentUuid { volume, clear_bitmap: has("--clear-bitmap") },
+        "verify" => Command::Verify { volume, start: option("--start="), stop: option("--stop=") },
         "resize" => Command::Resize { volume, request: resize_request(&words[1..]) },
         "down" => Command::Down,
         "del-minor" => Command::DelMinor { volume },

@@ -84,7 +84,7 @@ captures! {
     vectors_writes_of_protocol_c: "03-writes-proto-C", Whole, Whole;
     vectors_full_initial_sync: "04-full-initial-sync", Whole, Whole;
     vectors_bitmap_resync: "05-bitmap-resync", Whole, Whole;
-    vectors_online_verify: "06-online-verify", Until("verify"), Whole;
+    vectors_online_verify: "06-online-verify", Whole, Whole;
     vectors_checksum_resync: "07-csum-resync", Whole, Whole;
     vectors_discards_and_zeroes: "08-discard-zeroes", Whole, Whole;
     vectors_data_integrity: "09-data-integrity", Whole, Whole;
@@ -114,7 +114,7 @@ captures! {
     vectors_added_volume: "28-add-volume", Until("new-minor"), Until("new-minor");
     vectors_protocol_86: "proto86", Whole, Whole;
     vectors_protocol_95: "proto95", Whole, Whole;
-    vectors_protocol_100: "proto100", Until("verify"), Whole;
+    vectors_protocol_100: "proto100", Whole, Whole;
     vectors_protocol_101_without_features: "proto101-features0", Whole, Whole;
 }
 
