@@ -28,7 +28,7 @@ struct Found {
 }
 
 fn plan(seed: u64, arguments: &Arguments) -> Option<Plan> {
-    let mut plan = Plan::new(seed);
+    let mut plan = arguments.plan(seed);
     if let Some(kept) = &arguments.keep {
         plan.keep(kept);
     }

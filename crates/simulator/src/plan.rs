@@ -239,8 +239,16 @@ pub struct Plan {
 impl Plan {
     /// What a seed means.
     pub fn new(seed: u64) -> Self {
+        Self::with_aim(seed, Aim::of(seed))
+    }
+
+    /// What a seed means where disks fail.
+    pub fn with_failing_disks(seed: u64) -> Self {
+        Self::with_aim(seed, Some(Aim::Failures))
+    }
+
+    fn with_aim(seed: u64, aim: Option<Aim>) -> Self {
         let mut random = Random::new(seed);
-        let aim = Aim::of(seed);
         let (settings, steps) = match aim {
             Some(aim) => aims::plan(aim, &mut random),
             None => {

@@ -117,6 +117,9 @@ impl Engine {
         }
         self.suspension = new.suspension;
         self.volumes[index].state = new;
+        if old.disk >= DiskState::Inconsistent && new.disk < DiskState::Inconsistent {
+            self.cached_writes_lost(index);
+        }
         self.connection_effects(index, old, new);
         self.disk_effects(index, old, new);
         if old.disk == DiskState::Inconsistent

@@ -92,6 +92,7 @@ impl Engine {
             }
         }
         self.connection.epochs.clear();
+        self.connection.cached_writes.clear();
         self.connection.epoch_count += 1;
         self.connection.epochs.push_back(PeerEpoch::new(self.connection.epoch_count));
         self.connection.sent_epoch = None;

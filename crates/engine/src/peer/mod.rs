@@ -7,7 +7,7 @@ mod write;
 use udrbd_units::SectorRange;
 use udrbd_wire as wire;
 
-pub(crate) use epoch::PeerEpoch;
+pub(crate) use epoch::{CachedWrite, PeerEpoch};
 
 use crate::Engine;
 use crate::connection::{Inbound, parameters::Verdict};

@@ -369,6 +369,9 @@ impl Engine {
             if !self.bug(Bug::AckBeforeDisk) {
                 self.acknowledge_write(index, range, request.block_id, flags, acknowledge, request.failed);
             }
+            if !request.failed {
+                self.peer_write_cached(&request, epoch);
+            }
             self.peer_write_completed(epoch);
         } else if self.connection.losing.is_none() {
             self.peer_write_completed(epoch);
