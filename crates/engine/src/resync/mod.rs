@@ -182,7 +182,10 @@ impl Resync {
         let paused = self.paused + self.paused_at.map_or(Duration::ZERO, |at| now.since(at));
         SyncProgress {
             total_blocks: self.total,
-            left_blocks: self.verify.as_ref().map_or(set_bits.saturating_sub(self.failed), |verify| verify.left),
+            left_blocks: self
+                .verify
+                .as_ref()
+                .map_or(set_bits.saturating_sub(self.failed), |verify| verify.left),
             failed_blocks: self.failed,
             elapsed_ns: now.since(self.started).saturating_sub(paused).as_nanos() as u64,
             paused_ns: paused.as_nanos() as u64,

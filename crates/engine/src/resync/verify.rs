@@ -73,7 +73,8 @@ impl Engine {
     pub(crate) fn begin_own_verify(&mut self, index: usize) {
         let blocks = self.volumes[index].size.0.div_ceil(BLOCK_SECTORS);
         let VerifyRange { start, stop } = self.volumes[index].verify_range;
-        let start = if self.connection.dialect.version < 90 { 0 } else { start.min(blocks.saturating_sub(1)) };
+        let start =
+            if self.connection.dialect.version < 90 { 0 } else { start.min(blocks.saturating_sub(1)) };
         let version = self.connection.dialect.version;
         let stop = stop.filter(|_| version >= 97 && version != 100);
         self.begin_verify(index, blocks - start);
@@ -143,14 +144,15 @@ impl Engine {
         digest: Option<wire::DigestValue>,
     ) -> Verdict {
         let range = request.range();
-        if self.volumes[index].state.connection != ConnectionState::VerifyS && self.volumes[index].was_verifying {
+        if self.volumes[index].state.connection != ConnectionState::VerifyS
+            && self.volumes[index].was_verifying
+        {
             // On its way when the verify ended.
             return Verdict::Good;
         }
         let asked = &mut self.volumes[index].resync.asked;
         let known = asked.get(&range.start).is_some_and(|(wanted, _)| *wanted == range);
-        let (Some((_, locks)), Some(digest)) =
-            (known.then(|| asked.remove(&range.start)).flatten(), digest)
+        let (Some((_, locks)), Some(digest)) = (known.then(|| asked.remove(&range.start)).flatten(), digest)
         else {
             let text = format!("OVReply for sector {}s, which was not asked for", request.sector);
             self.say(Level::Error, Some(index), text);

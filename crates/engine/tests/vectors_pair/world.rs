@@ -212,7 +212,8 @@ fn command(pair: &Pair, node: usize, words: &[String]) -> Option<What> {
     let has = |option: &str| words.iter().any(|word| word == option);
     let force = has("--force");
     let volume = VOLUME;
-    let option = |name| words.iter().find_map(|word| word.strip_prefix(name)).map(|text| Sector(sectors(text)));
+    let option =
+        |name| words.iter().find_map(|word| word.strip_prefix(name)).map(|text| Sector(sectors(text)));
     let command = match words[0].as_str() {
         "primary" => Command::Primary { volume, force },
         "secondary" => Command::Secondary { volume, held_open: has(HELD_OPEN) },
