@@ -47,6 +47,9 @@ pub(crate) struct Checker {
     pub(crate) writes: Vec<WriteRecord>,
     pub(crate) views: [View; 2],
     pub(crate) exclusive: [BTreeSet<Tag>; 2],
+    /// Writes each disk alone has of which its node does not know that yet: the peer failed with the acknowledgement on its
+    /// way. They become exclusive when the node hears of the failure, and never if it fails itself before.
+    unnoticed: [BTreeSet<Tag>; 2],
     /// An administrator allowed this disk's data to be discarded.
     pub(crate) excused: [bool; 2],
     /// Completed writes of a node's clients that no flush of theirs has confirmed.
@@ -67,6 +70,7 @@ impl Checker {
             writes: vec![nothing],
             views: [View::new(), View::new()],
             exclusive: [BTreeSet::new(), BTreeSet::new()],
+            unnoticed: [BTreeSet::new(), BTreeSet::new()],
             excused: [false; 2],
             unflushed: [Vec::new(), Vec::new()],
             mirrored: [Vec::new(), Vec::new()],
@@ -206,9 +210,23 @@ impl Checker {
         }
     }
 
-    /// A write of this node's clients completed. `on`: which disks have it; `kept`: which disks must not be discarded for
-    /// it: they hold good data as a whole, and their node can know that the other has it not.
-    pub(crate) fn complete_write(&mut self, number: Tag, issuer: NodeId, on: [bool; 2], kept: [bool; 2]) {
+    /// A node has heard that its peer is gone: what that may have lost is kept here alone, and the node knows it.
+    pub(crate) fn notices_loss(&mut self, node: NodeId) {
+        let unnoticed = std::mem::take(&mut self.unnoticed[node]);
+        self.exclusive[node].extend(unnoticed);
+    }
+
+    /// A write of this node's clients completed. `on`: which disks have it; `good`: which disks hold good data as a
+    /// whole: what another one has does not make it worth keeping. `unnoticed`: the issuer cannot know yet that the peer
+    /// has lost it.
+    pub(crate) fn complete_write(
+        &mut self,
+        number: Tag,
+        issuer: NodeId,
+        on: [bool; 2],
+        good: [bool; 2],
+        unnoticed: bool,
+    ) {
         let now = self.tick();
         self.writes[number as usize].done = now;
         self.zeroing.retain(|other| *other != number);
@@ -219,8 +237,10 @@ impl Checker {
                 if disk == issuer {
                     self.unflushed[disk].push(number);
                 }
-            } else if on[1 - disk] && kept[1 - disk] {
-                self.exclusive[1 - disk].insert(number);
+            } else if on[1 - disk] && good[1 - disk] {
+                let later = unnoticed && issuer == 1 - disk;
+                let only_there = if later { &mut self.unnoticed } else { &mut self.exclusive };
+                only_there[1 - disk].insert(number);
             }
         }
     }
@@ -336,6 +356,7 @@ impl Checker {
     /// The daemon of a node is gone: nobody there can flush for those who wrote before.
     pub(crate) fn daemon_lost(&mut self, node: NodeId) {
         self.unflushed[node].clear();
+        self.unnoticed[node].clear();
     }
 
     /// A disk begins to be overwritten with the other's data.
@@ -356,6 +377,7 @@ impl Checker {
         if with_peer {
             self.views[node] = self.views[1 - node].clone();
             self.exclusive = [BTreeSet::new(), BTreeSet::new()];
+            self.unnoticed = [BTreeSet::new(), BTreeSet::new()];
             self.excused = [false; 2];
         } else {
             let mut others = std::mem::take(&mut self.exclusive[1 - node]);

@@ -248,7 +248,6 @@ impl World {
         let own = &self.nodes[node];
         let believed = own.mirroring
             && request.mirrored_since.is_some_and(|since| since.interruptions == own.interruptions);
-        let kept = [0, 1].map(|disk: NodeId| good[disk] && !(disk == node && believed && peer_failed));
-        self.checker.complete_write(write, node, on, kept);
+        self.checker.complete_write(write, node, on, good, believed && peer_failed);
     }
 }

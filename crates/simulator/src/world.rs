@@ -451,6 +451,7 @@ impl World {
         let mirroring = peer_disk == DiskState::UpToDate || (syncing && peer_disk != DiskState::Unknown);
         if own.mirroring && !mirroring {
             own.interruptions += 1;
+            self.checker.notices_loss(node);
             self.checker.mirroring_ends(1 - node);
         }
         let own = &mut self.nodes[node];
