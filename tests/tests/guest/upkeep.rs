@@ -101,3 +101,60 @@ pub(crate) fn size_grows() -> Result<()> {
     }
     Ok(())
 }
+
+/// The disk of the second side fails under load: the first goes on, and what the other had acknowledged and lost with its
+/// disk is resynced when that is back.
+pub(crate) fn failing_disk_under_load() -> Result<()> {
+    for kinds in MIXED {
+        Duo::play(kinds, |duo| {
+            let (first, lower) = (duo.first.clone(), duo.second.disk.clone());
+            duo.second.down(&mut duo.guest)?;
+            duo.guest.sh(&format!(
+                "modprobe dm-mod; dmsetup create second --table \"0 $(blockdev --getsz {lower}) linear {lower} 0\"; dmsetup mknodes"
+            ))?;
+            "/dev/mapper/second".clone_into(&mut duo.second.disk);
+            let second = duo.second.clone();
+            second.attach(&mut duo.guest)?;
+            duo.connect_and_sync()?;
+            let fail = format!(
+                "dmsetup suspend --nolockfs --noflush second; \
+                 dmsetup load second --table \"0 $(blockdev --getsz {lower}) error\"; dmsetup resume second"
+            );
+            let (writer, target) = (crate::duo::IO, first.target());
+            duo.guest
+                .run_limited(
+                    &format!(
+                        "{writer} write {target} --journal /run/share/journal --seed 8 --count 300 --threads 8 & \
+                         writer=$!; sleep 2; {fail}; wait $writer"
+                    ),
+                    Duration::from_secs(200),
+                )?
+                .expect_success()?;
+            first.wait(&mut duo.guest, "Diskless at the peer", Duration::from_secs(60), |s| {
+                s.peer_disk == "Diskless" && s.connection == "Connected"
+            })?;
+            duo.verify(&first)?;
+            duo.guest.sh(&format!(
+                "dmsetup suspend --nolockfs --noflush second; \
+                 dmsetup load second --table \"0 $(blockdev --getsz {lower}) linear {lower} 0\"; dmsetup resume second"
+            ))?;
+            let disk = &second.disk;
+            let apply = second.meta("apply-al");
+            let attach = second.setup(&format!(
+                "attach {} {disk} {disk} internal {}",
+                second.minor,
+                second.disk_options.join(" ")
+            ));
+            duo.guest.sh(&format!("set -e\n{apply}\n{attach}"))?;
+            duo.wait_healthy()?;
+            let size = duo.size(&first)?;
+            duo.compare(size)?;
+            duo.verify(&first)?;
+            duo.second.down(&mut duo.guest)?;
+            duo.guest.sh("dmsetup remove second")?;
+            lower.clone_into(&mut duo.second.disk);
+            duo.second.clone().attach(&mut duo.guest)
+        })?;
+    }
+    Ok(())
+}
