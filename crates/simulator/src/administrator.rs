@@ -317,6 +317,10 @@ impl World {
                 self.after(time, Due::Over(Restore::Link));
             }
             Operation::Break { pick, half } => self.break_connection(pick, half),
+            // With both disks gone the newest generation may have been on neither: what a node that comes back with the older
+            // data discards then, it cannot know of. One at a time is what has to be survived.
+            Operation::FailDisk { node, .. } if !self.is_intact(1 - node) => {}
+            Operation::PowerCut { .. } | Operation::PowerCutBoth { .. } if self.a_disk_is_out() => {}
             Operation::PowerCut { node, time } => self.cut_power(node, time),
             Operation::PowerCutBoth { times } => {
                 self.cut_power(0, times[0]);
@@ -541,6 +545,19 @@ impl World {
             self.last_resort(since);
         }
         self.after(SECOND / 2, Due::Ending);
+    }
+
+    /// Whether the node's disk holds everything and does not fail.
+    fn is_intact(&self, node: NodeId) -> bool {
+        let own = &self.nodes[node];
+        own.engine.is_some()
+            && own.failing.is_none_or(|failing| failing.until <= self.now)
+            && own.disk_state() == DiskState::UpToDate
+    }
+
+    /// Whether a disk fails, or has failed and does not hold everything again.
+    fn a_disk_is_out(&self) -> bool {
+        (0..2).any(|node| self.nodes[node].failing.is_some() && !self.is_intact(node))
     }
 
     fn begin_ending(&mut self) {

@@ -236,12 +236,13 @@ impl Disk {
         self.apply(write, || true, true);
     }
 
-    /// A change fails: what it was to write is there in any part, metadata as a whole or not at all.
+    /// A change fails: what it was to write is there in any part, metadata as a whole or not at all. A flush in front of it
+    /// has succeeded, or it would not have begun.
     pub(crate) fn fail(&mut self, write: &Write, random: &mut Random) {
         let whole = random.one_in(2);
         match &write.change {
             Change::Data { .. } => self.apply(write, || random.one_in(2), false),
-            Change::Metadata { .. } if whole => self.apply(write, || true, false),
+            Change::Metadata { .. } if whole => self.apply(write, || true, true),
             Change::Metadata { .. } | Change::Flush => {}
         }
     }

@@ -82,6 +82,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if let Some(command) = simulator(&["--seeds", seeds]) {
         report.program(&format!("simulator, {seeds} seeds"), command);
     }
+    let failing = if options.long { "100000" } else { "3000" };
+    if let Some(command) = simulator(&["--failing-disks", "--seeds", failing]) {
+        report.program(&format!("simulator, failing disks, {failing} seeds"), command);
+    }
     if let Some(command) = simulator(&["--all-bugs"]) {
         report.program("simulator, every deliberate bug is found", command);
     }
