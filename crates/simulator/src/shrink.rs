@@ -68,7 +68,7 @@ pub(crate) fn tell(seed: u64, rule: &str, arguments: &Arguments) {
     }
     println!("the shortest plan found, {} of {} steps:", kept.len(), plan.steps.len());
     for index in &kept {
-        let step = plan.steps[*index];
+        let step = &plan.steps[*index];
         println!("  {:10.6} step {index}: {:?}", step.at as f64 / 1e9, step.operation);
     }
     let words = words(seed, &kept);

@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Only these contenders.
     #[arg(long, value_delimiter = ',', value_name = "NAME", value_parser = ["udrbd", "quorum", "plain"])]
     only: Vec<String>,
+    /// Only the jobs whose names contain this, e.g. "128k".
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    job: String,
     /// More statements for the `disk` section of the udrbd pair, e.g. "disk-flushes no;".
     #[arg(long, default_value = "", value_name = "STATEMENTS")]
     disk: String,
@@ -76,7 +79,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let folder = options.folder.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"));
     let (rounds, seconds) = if options.quick { (3, 3) } else { (5, 10) };
     let names: Vec<&str> = contenders::NAMES.iter().copied().filter(|name| wanted(options, name)).collect();
-    println!("disk files in {}, {rounds} rounds of {seconds} s, MTU of lo: {}", folder.display(), mtu());
+    println!(
+        "disk files in {}, {rounds} rounds of {seconds} s, MTU of lo: {}, {}",
+        folder.display(),
+        mtu(),
+        qemu_version()
+    );
 
     // results[contender][job] = IOPS of each round
     let mut results = vec![vec![Vec::new(); JOBS.len()]; names.len()];
@@ -89,7 +97,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     for round in 0..rounds {
         for (index, contender) in running.iter().enumerate() {
-            for (job_index, job) in JOBS.iter().enumerate() {
+            for (job_index, job) in JOBS.iter().enumerate().filter(|(_, job)| job.name.contains(&options.job))
+            {
                 let iops = measure(&contender.uri(), job, seconds)
                     .with_context(|| format!("{} against {}", job.name, names[index]))?;
                 eprintln!("round {}: {:<8} {:<18} {iops:>9.0} IOPS", round + 1, names[index], job.name);
@@ -123,6 +132,13 @@ fn enter_namespace() {
         .env(INSIDE, "1")
         .exec();
     eprintln!("cannot enter a network namespace: {error}");
+}
+
+/// QEMU's own name for itself: which one the contenders are decides much.
+fn qemu_version() -> String {
+    let output = Command::new("qemu-storage-daemon").arg("--version").output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().next().unwrap_or("no qemu-storage-daemon").to_owned()
 }
 
 fn mtu() -> String {
@@ -174,7 +190,7 @@ fn print(names: &[&str], results: &[Vec<Vec<f64>>], judge: bool) -> ExitCode {
     names.iter().for_each(|name| print!("{name:>12}"));
     println!("{:>16}{:>15}{:>8}", "udrbd/quorum", "udrbd/plain", "bar");
     let mut below = false;
-    for (index, job) in JOBS.iter().enumerate() {
+    for (index, job) in JOBS.iter().enumerate().filter(|(index, _)| !results[0][*index].is_empty()) {
         print!("{:<20}", job.name);
         names.iter().filter_map(|name| of(name, index)).for_each(|iops| print!("{iops:>12.0}"));
         let ratio = |other: &str| Some(of("udrbd", index)? / of(other, index)?.max(1.0));

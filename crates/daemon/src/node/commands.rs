@@ -6,7 +6,7 @@ use std::time::Duration;
 use udrbd_control::ReturnCode;
 use udrbd_control::options::{OptionChanges, OptionError, OptionSet, ResourceOptions};
 use udrbd_control::protocol::{CommandResult, Request, StreamItem};
-use udrbd_engine::interface::Command;
+use udrbd_engine::interface::{Command, ResizeRequest};
 use udrbd_units::{ConnectionState, Minor, VolumeNumber};
 
 use super::resource::Resource;
@@ -79,7 +79,24 @@ pub(super) async fn execute(node: &Rc<Node>, request: Request) -> CommandResult 
             node.show(&resource);
             ReturnCode::NoError.into()
         }
-        Request::Resize { .. } | Request::Verify { .. } => {
+        Request::Resize {
+            minor,
+            size_sectors,
+            assume_peer_has_space,
+            assume_clean,
+            al_stripes,
+            al_stripe_size_kib,
+        } => {
+            let request = ResizeRequest {
+                size_sectors: size_sectors.unwrap_or(0),
+                assume_peer_has_space,
+                assume_clean,
+                al_stripes,
+                al_stripe_size_kib,
+            };
+            device(node, minor, |volume| Command::Resize { volume, request }).await
+        }
+        Request::Verify { .. } => {
             CommandResult::with_info(ReturnCode::PacketNumber, "this build does not know the request")
         }
         Request::Snapshot { .. } | Request::Watch { .. } => ReturnCode::InvalidRequest.into(),

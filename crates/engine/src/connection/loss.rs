@@ -70,7 +70,7 @@ impl Engine {
             let volume = &mut self.volumes[index];
             volume.peer_generations = None;
             volume.exchange = Default::default();
-            volume.resync.stop();
+            volume.stop_resync();
             volume.resync.start = None;
             if let Some(disk) = &mut volume.disk {
                 disk.extents.cancel_all();

@@ -493,6 +493,8 @@ impl Engine {
             superblock_version: u64::from(bracket),
             superblock_durable: 0,
             superblock_writing: None,
+            indicated: attaching.superblock.flags.contains(Flags::PRIMARY_IND),
+            indicating: false,
             bitmap,
             log: ActivityLog::new(u32::from(slots), geometry.layout.striping, 0),
             extents: ResyncExtents::new(),

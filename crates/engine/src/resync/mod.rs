@@ -102,7 +102,6 @@ impl Resync {
         self.marks = [(now, total); MARKS];
         self.last_mark = 0;
         self.next_block = 0;
-        self.pending = 0;
         self.asked.clear();
         self.controller = Controller::default();
         self.sectors_arrived = 0;
@@ -124,12 +123,11 @@ impl Resync {
         self.timer = Some(now.after(STEP));
     }
 
-    /// The connection is lost, or the work is over.
-    pub(crate) fn stop(&mut self) {
+    /// The connection is lost, or the work is over. Returns how many answers were awaited: they are counted no more.
+    pub(crate) fn stop(&mut self) -> u32 {
         self.running = false;
         self.total = 0;
         self.failed = 0;
-        self.pending = 0;
         self.asked.clear();
         self.timer = None;
         self.finishing = None;
@@ -140,6 +138,7 @@ impl Resync {
         self.done_posted = false;
         self.peer_is_done = false;
         self.sent_blocks.clear();
+        std::mem::take(&mut self.pending)
     }
 
     /// The resync has ended here, in good order or not: no answer to it clears a bit any more.

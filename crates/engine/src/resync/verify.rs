@@ -145,7 +145,7 @@ impl Engine {
                 format!("Online Verify reached sector {}", blocks.saturating_sub(left) * BLOCK_SECTORS);
             self.say(Level::Info, Some(index), text);
         }
-        self.volumes[index].resync.stop();
+        self.volumes[index].stop_resync();
     }
 
     /// P_OV_REPLY: nobody here has asked.

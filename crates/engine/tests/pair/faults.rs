@@ -433,3 +433,28 @@ fn an_invalidation_cut_short_is_not_forgotten() {
     assert!(pair.nodes[1].says("Began resync as SyncTarget (will sync 20"), "{}", pair.describe());
     assert_eq!(pair.nodes[1].status().counters.out_of_sync_sectors, 0);
 }
+
+#[test]
+fn a_primary_that_gets_its_disk_back_writes_nothing_its_superblock_does_not_know_of() {
+    let mut pair = synced();
+    crate::demote(&mut pair, 0);
+    pair.command(0, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    pair.until(|pair| pair.nodes[0].status().disk == DiskState::Diskless);
+    promote(&mut pair, 0, false);
+    pair.write(0, 0, 7, 4096).unwrap();
+    pair.nodes[0].stuck_metadata = true;
+    pair.begin_attach(0, fast());
+    pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::SyncTarget);
+    let id = pair.submit(0, WRITE, EXTENT, &[9; 4096], 4096);
+    while !pair.nodes[0].completions.contains_key(&id) {
+        if !pair.step() {
+            match pair.kept(0) {
+                0 => pair.pass_ms(1),
+                _ => pair.unstick_first(0),
+            }
+        }
+        let written = pair.nodes[0].load(EXTENT, 4096) == [9; 4096];
+        let primary = pair.nodes[0].superblock(pair.sectors).flags.contains(Flags::PRIMARY_IND);
+        assert!(primary || !written, "after a crash the activity log would not count");
+    }
+}

@@ -266,6 +266,16 @@ impl<'a> Replay<'a> {
             "pause-sync" => Command::PauseSync { volume },
             "resume-sync" => Command::ResumeSync { volume },
             "new-current-uuid" => Command::NewCurrentUuid { volume, clear_bitmap: true },
+            "resize" => {
+                let size = words.iter().find_map(|word| word.strip_prefix("--size=")?.strip_suffix('s'));
+                let request = udrbd_engine::interface::ResizeRequest {
+                    size_sectors: size.map_or(0, |size| size.parse().unwrap()),
+                    assume_clean: words.contains(&"--assume-clean"),
+                    assume_peer_has_space: words.contains(&"--assume-peer-has-space"),
+                    ..Default::default()
+                };
+                Command::Resize { volume, request }
+            }
             other => return Ok(Some(other.to_owned())),
         };
         let id = self.node.command(command);
