@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use udrbd_tests::machine;
 use udrbd_tests::replica::{Frontend, Kind, Replica};
+use udrbd_tests::shell::Shell as _;
 
-use crate::duo::Duo;
+use crate::duo::{Duo, IO};
 
 /// A random write of fio whose every block is checked afterwards; small, as emulated processors are slow.
 const FIO: &str = "fio --name=t --direct=1 --ioengine=libaio --rw=randwrite --bsrange=4k-64k --iodepth=8 \
@@ -15,6 +16,11 @@ const MOUNT: &str = "/run/share/mnt";
 
 fn run(duo: &mut Duo, script: &str) -> Result<String> {
     duo.guest.run_limited(&format!("set -e\n{script}"), Duration::from_secs(300))?.expect_success()
+}
+
+/// Tells a daemon to end, and waits until it has.
+fn end_of_daemon(side: &Replica) -> String {
+    format!("pid=$(cat {}/pid); kill $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done", side.run_dir)
 }
 
 /// What has to hold of `/dev` when nothing is configured.
@@ -79,7 +85,9 @@ pub(crate) fn openers_are_named() -> Result<()> {
         run(duo, &format!("sleep 1000 <{device} >/dev/null 2>&1 & echo $! >/run/share/pid; sleep 0.3"))?;
         expect_in_use(duo, &first, "secondary 0", "(sleep)")?;
         expect_in_use(duo, &first, &format!("down {}", first.resource), "(sleep)")?;
-        run(duo, &format!("kill $(cat /run/share/pid); modprobe loop; losetup /dev/loop7 {device}"))?;
+        let nbd = format!("timeout 20 {IO} size nbd:{}/nbd.sock:{}", first.run_dir, first.resource);
+        run(duo, &format!("! {nbd}; kill $(cat /run/share/pid); sleep 0.3; {nbd}"))?;
+        run(duo, &format!("modprobe loop; losetup /dev/loop7 {device}"))?;
         expect_in_use(duo, &first, "secondary 0", "used by loop7")?;
         run(duo, &format!("losetup -d /dev/loop7; mkswap {device}; swapon {device}"))?;
         expect_in_use(duo, &first, "secondary 0", "used as swap space")?;
@@ -232,9 +240,13 @@ pub(crate) fn live_restart() -> Result<()> {
         run(duo, &format!("mkdir -p {MOUNT}; mkfs.ext4 -q -F {device}; mount {device} {MOUNT}"))?;
         let load = format!("{FIO} --size=24m --time_based --runtime=25 --filename={MOUNT}/file");
         let job = duo.guest.spawn(&load, Duration::from_secs(400))?;
-        for round in 0..3 {
-            std::thread::sleep(Duration::from_secs(3 + round));
-            first.kill_daemon(&mut duo.guest)?;
+        for round in 0..4 {
+            std::thread::sleep(Duration::from_secs(2 + round));
+            if round < 3 {
+                first.kill_daemon(&mut duo.guest)?;
+            } else {
+                run(duo, &end_of_daemon(&first))?;
+            }
             first.bring_up(&mut duo.guest)?;
             first.wait_healthy(&mut duo.guest)?;
             expect_in_use(duo, &first, &format!("down {}", first.resource), "mounted")?;
@@ -248,5 +260,53 @@ pub(crate) fn live_restart() -> Result<()> {
         second.primary(&mut duo.guest, false)?;
         run(duo, &format!("e2fsck -fn {}", second.device()))?;
         Ok(())
+    })
+}
+
+/// The disk grows below: with this kernel not while the device is open, and at once where it is not.
+pub(crate) fn grows() -> Result<()> {
+    Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Udrbd), |duo| {
+        // Both disks of the guest behind devices that are smaller at first.
+        duo.first.down(&mut duo.guest)?;
+        duo.second.down(&mut duo.guest)?;
+        let small = "modprobe dm-mod\n\
+                     for i in a b; do dmsetup create d$i --table \"0 131072 linear /dev/vd$i 0\"; done";
+        run(duo, small)?;
+        for (side, disk) in [(&mut duo.first, "/dev/dm-0"), (&mut duo.second, "/dev/dm-1")] {
+            disk.clone_into(&mut side.disk);
+        }
+        let (first, second) = (duo.first.clone(), duo.second.clone());
+        for side in [&first, &second] {
+            side.create_md(&mut duo.guest)?;
+            side.attach(&mut duo.guest)?;
+        }
+        duo.connect_and_sync()?;
+        let device = first.device();
+        let before = duo.size(&first)?;
+        let large = "for i in a b; do dmsetup suspend d$i; dmsetup reload d$i --table \"0 196608 linear /dev/vd$i 0\"\n\
+                     dmsetup resume d$i; done";
+        run(duo, large)?;
+        run(duo, &format!("sleep 1000 <{device} >/dev/null 2>&1 & echo $! >/run/share/pid; sleep 0.3"))?;
+        expect_in_use(duo, &first, "resize 0", "cannot resize /dev/drbd0 while it is open")?;
+        run(duo, "kill $(cat /run/share/pid); sleep 0.3")?;
+        first.minor_verb(&mut duo.guest, "resize", "")?;
+        // The peer has its say about the size; until then the device is as it was, and away for a moment afterwards.
+        let larger = format!("blockdev --getsize64 {device} 2>/dev/null || true");
+        let after = duo.guest.wait_for("a larger device", Duration::from_secs(60), |guest| {
+            let bytes: u64 = guest.sh(&larger)?.trim().parse().unwrap_or(0);
+            Ok((bytes > before + (30 << 20)).then_some(bytes))
+        })?;
+        duo.wait_healthy()?;
+        run(
+            duo,
+            &format!(
+                "head -c 5000000 /dev/urandom | dd of={device} bs=1M seek=80 oflag=direct iflag=fullblock"
+            ),
+        )?;
+        duo.compare(after)?;
+        for side in [&first, &second] {
+            side.down(&mut duo.guest)?;
+        }
+        run(duo, "dmsetup remove da; dmsetup remove db").map(drop)
     })
 }

@@ -94,7 +94,7 @@ pub(super) async fn execute(node: &Rc<Node>, request: Request) -> CommandResult 
                 al_stripes,
                 al_stripe_size_kib,
             };
-            device(node, minor, |volume| Command::Resize { volume, request }).await
+            roles::resize(node, minor, request).await
         }
         Request::Verify { .. } => {
             CommandResult::with_info(ReturnCode::PacketNumber, "this build does not know the request")

@@ -1,10 +1,11 @@
-//! `primary`, `secondary` and `down`: the engine decides about the role, and the block device goes with it.
+//! `primary`, `secondary`, `down` and `resize`: the engine decides about role and size, and the block device goes with
+//! them.
 
 use std::rc::Rc;
 
 use udrbd_control::ReturnCode;
 use udrbd_control::protocol::CommandResult;
-use udrbd_engine::interface::{Command, Level};
+use udrbd_engine::interface::{Command, Level, ResizeRequest};
 use udrbd_units::{Minor, Role, VolumeNumber};
 
 use super::commands::{find_device, one_at_a_time, pass, remove, unknown_minor, unknown_resource};
@@ -79,6 +80,31 @@ pub(super) async fn down(node: &Rc<Node>, resource: &str) -> CommandResult {
             return result;
         }
         remove(node, resource).await
+    })
+    .await
+}
+
+/// `resize`. Where the kernel cannot resize a block device that is there, it is ended and made anew, unless somebody has
+/// it open.
+pub(super) async fn resize(node: &Rc<Node>, minor: Minor, request: ResizeRequest) -> CommandResult {
+    let Some((resource, volume)) = find_device(node, minor) else { return unknown_minor() };
+    let resource = resource.as_str();
+    one_at_a_time(node, resource, async || {
+        let anew = block::is_up(node, minor) && !block::can_resize().await;
+        if anew && let Err(mut refusal) = release(node, resource, volume, minor).await {
+            refusal.info.push(format!(
+                "this kernel cannot resize /dev/drbd{minor} while it is open (Linux 6.16 and later can)"
+            ));
+            return refusal;
+        }
+        let result = pass(node, resource, Command::Resize { volume, request }).await;
+        if anew {
+            restore(node, resource, &[(volume, minor)]).await;
+        } else if block::is_up(node, minor) {
+            node.refresh_now(Some(resource)).await;
+            block::follow_size(node, resource, minor).await;
+        }
+        result
     })
     .await
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{Gid, Group, Uid, chown};
+use udrbd_units::Sector;
 
 use crate::Errno;
 pub use openers::{Opener, openers};
@@ -53,6 +54,29 @@ impl DeviceNumber {
     #[must_use]
     pub fn folder(self) -> PathBuf {
         PathBuf::from(format!("/sys/dev/block/{}:{}", self.major(), self.minor()))
+    }
+
+    /// The size the kernel shows.
+    #[must_use]
+    pub fn size(self) -> Option<Sector> {
+        let text = std::fs::read_to_string(self.folder().join("size")).ok()?;
+        text.trim().parse().ok().map(Sector)
+    }
+
+    /// The partitions the kernel has found on the disk.
+    #[must_use]
+    pub fn partitions(self) -> Vec<Self> {
+        let Ok(entries) = std::fs::read_dir(self.folder()) else { return Vec::new() };
+        let folders = entries.flatten().map(|entry| entry.path());
+        folders
+            .filter(|folder| folder.join("partition").exists())
+            .filter_map(|folder| Self::parse(&std::fs::read_to_string(folder.join("dev")).ok()?))
+            .collect()
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.trim().split_once(':')?;
+        Some(Self(makedev(major.parse().ok()?, minor.parse().ok()?)))
     }
 
     /// The number of the disk `name`.

@@ -59,15 +59,20 @@ impl fmt::Display for Opener {
     }
 }
 
-/// Lists who has the device open. `node` is a node of it. To be called where waiting does no harm: it looks at
+/// Lists who has the device, or a partition of it, open. `node` is a node of it. To be called where waiting does no harm: it looks at
 /// every process.
 #[must_use]
 pub fn openers(node: &Path, number: DeviceNumber) -> Vec<Opener> {
-    let mut found = mounts(number);
-    found.extend(holders(number));
-    found.extend(loops(number));
-    found.extend(swaps(number));
-    found.extend(processes(number));
+    let mut found = Vec::new();
+    let mut numbers = number.partitions();
+    numbers.insert(0, number);
+    for &number in &numbers {
+        found.extend(mounts(number));
+        found.extend(holders(number));
+        found.extend(loops(number));
+        found.extend(swaps(number));
+    }
+    found.extend(processes(&numbers));
     if found.is_empty() && is_claimed(node, number) {
         found.push(Opener::Unknown);
     }
@@ -84,8 +89,13 @@ fn is_claimed(node: &Path, number: DeviceNumber) -> bool {
 }
 
 fn is_node_of(path: &Path, number: DeviceNumber) -> bool {
-    std::fs::metadata(path)
-        .is_ok_and(|metadata| metadata.file_type().is_block_device() && metadata.rdev() == number.0)
+    is_any_of(path, &[number])
+}
+
+fn is_any_of(path: &Path, numbers: &[DeviceNumber]) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| {
+        metadata.file_type().is_block_device() && numbers.contains(&DeviceNumber(metadata.rdev()))
+    })
 }
 
 fn mounts(number: DeviceNumber) -> Vec<Opener> {
@@ -139,13 +149,13 @@ fn swaps(number: DeviceNumber) -> Option<Opener> {
     paths.any(|path| is_node_of(Path::new(path), number)).then_some(Opener::Swap)
 }
 
-fn processes(number: DeviceNumber) -> Vec<Opener> {
+fn processes(devices: &[DeviceNumber]) -> Vec<Opener> {
     let numbers = names_in(Path::new("/proc")).into_iter().filter_map(|name| name.parse::<u32>().ok());
     let has_it_open = |process: &u32| {
         let folder = format!("/proc/{process}/fd");
         // A process that ends meanwhile has nothing open.
         let Ok(descriptors) = std::fs::read_dir(folder) else { return false };
-        descriptors.flatten().any(|entry| is_node_of(&entry.path(), number))
+        descriptors.flatten().any(|entry| is_any_of(&entry.path(), devices))
     };
     numbers
         .filter(has_it_open)

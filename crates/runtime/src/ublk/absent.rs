@@ -5,6 +5,8 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
 
+use udrbd_units::Sector;
+
 use super::{ControlError, Existing, Fetched, Mark, Parameters};
 use crate::Errno;
 use crate::buffers::BufferHandle;
@@ -16,6 +18,12 @@ const ABSENT: ControlError = ControlError { step: "this build has no ublk", errn
 #[must_use]
 pub fn existing() -> Vec<Existing> {
     Vec::new()
+}
+
+/// Says no.
+#[must_use]
+pub const fn can_resize() -> bool {
+    false
 }
 
 /// Removes no disk.
@@ -50,6 +58,10 @@ impl Control {
     }
 
     pub fn start(&self) -> Result<(), ControlError> {
+        match self.0 {}
+    }
+
+    pub fn resize(&self, _size: Sector) -> Result<(), ControlError> {
         match self.0 {}
     }
 

@@ -8,6 +8,8 @@ use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
 use libublk::io::UblkDev;
 use libublk::{UblkError, UblkFlags, sys};
 
+use udrbd_units::Sector;
+
 use super::{ControlError, DEPTH, Existing, Mark, Parameters, REQUEST_BYTES};
 use crate::Errno;
 
@@ -38,6 +40,13 @@ fn look_at(number: u32) -> Option<Existing> {
         orphaned: u32::from(info.state) == sys::UBLK_S_DEV_QUIESCED,
         live: u32::from(info.state) == sys::UBLK_S_DEV_LIVE,
     })
+}
+
+/// Whether the driver can give a disk another size while it is started.
+#[must_use]
+pub fn can_resize() -> bool {
+    keep_signals_away();
+    UblkCtrl::get_features().is_some_and(|features| features & u64::from(sys::UBLK_F_UPDATE_SIZE) != 0)
 }
 
 /// Removes a disk that nobody serves any more. Whoever has it open gets errors.
@@ -143,6 +152,14 @@ impl Control {
         // What libublk's own queues would tell.
         self.device.notify_buffer_registration_complete(false);
         check("start the disk", self.control.start_dev(&self.device))
+    }
+
+    /// Gives a started disk another size, also under those who have it open.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` before Linux 6.16, and what the kernel says.
+    pub fn resize(&self, size: Sector) -> Result<(), ControlError> {
+        check("resize the disk", self.control.update_size(size.bytes()))
     }
 
     /// Stops the disk: its requests are served, then the queue's commands come back. Whoever has it open gets errors
@@ -267,8 +284,6 @@ fn character_device(device: &UblkDev) -> std::os::fd::BorrowedFd<'_> {
 
 #[cfg(test)]
 mod tests {
-    use udrbd_units::Sector;
-
     use super::*;
 
     #[test]

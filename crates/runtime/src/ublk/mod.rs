@@ -25,9 +25,9 @@ mod control;
 mod queue;
 
 #[cfg(not(feature = "ublk"))]
-pub use absent::{Control, Queue, existing, remove};
+pub use absent::{Control, Queue, can_resize, existing, remove};
 #[cfg(feature = "ublk")]
-pub use control::{Control, existing, remove};
+pub use control::{Control, can_resize, existing, remove};
 #[cfg(feature = "ublk")]
 pub use queue::Queue;
 #[cfg(feature = "ublk")]

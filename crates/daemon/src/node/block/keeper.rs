@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use udrbd_runtime::Errno;
 use udrbd_runtime::ublk::{Control, ControlError, Mark, Parameters};
+use udrbd_units::Sector;
 
 /// How long the driver may take. Some kernels never finish.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -16,6 +17,7 @@ type Answer = oneshot::Sender<Result<(), ControlError>>;
 
 enum Job {
     Start(Answer),
+    Resize(Sector, Answer),
     Stop(Answer),
     Delete(Answer),
 }
@@ -54,6 +56,11 @@ impl Keeper {
     /// See [`Control::start`].
     pub(super) async fn start(&self) -> Result<(), ControlError> {
         self.run("start the disk", Job::Start).await
+    }
+
+    /// See [`Control::resize`].
+    pub(super) async fn resize(&self, size: Sector) -> Result<(), ControlError> {
+        self.run("resize the disk", |answer| Job::Resize(size, answer)).await
     }
 
     /// See [`Control::stop`].
@@ -111,6 +118,9 @@ fn keep(
         match job {
             Job::Start(answer) => {
                 let _ = answer.send(control.start());
+            }
+            Job::Resize(size, answer) => {
+                let _ = answer.send(control.resize(size));
             }
             Job::Stop(answer) => {
                 let _ = answer.send(control.stop());

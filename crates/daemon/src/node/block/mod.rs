@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use udrbd_engine::interface::Level;
 use udrbd_runtime::devices::{ClaimError, DeviceNumber, MinorClaim, Opener, openers};
 use udrbd_runtime::ublk::{self, ControlError, Existing, Mark, Parameters};
-use udrbd_units::{DiskState, Minor, Role, VolumeNumber};
+use udrbd_units::{DiskState, Minor, Role, Sector, VolumeNumber};
 
 use super::{Node, State};
 use crate::messages::ToEngine;
@@ -50,6 +50,10 @@ pub(super) struct Device {
     /// Disks are made for it: the minor is not another daemon's.
     serving: bool,
     disk: Option<Arc<Keeper>>,
+    /// The disk can be used: the kernel has started it.
+    started: bool,
+    /// The size of the disk.
+    size: Sector,
     /// A disk whose server died, and that somebody has open.
     orphan: Option<u32>,
     /// Told when the engine has let the disk go.
@@ -101,6 +105,8 @@ pub(super) async fn appear(node: &Rc<Node>, minor: Minor, resource: &str, volume
                 names: Names::none(minor),
                 serving: false,
                 disk: None,
+                started: false,
+                size: Sector(0),
                 orphan: None,
                 closed: None,
             }
@@ -123,7 +129,16 @@ fn prepare(minor: Minor, resource: &str, volume: VolumeNumber, owner: &str) -> R
         .next_back();
     let number = orphan.and_then(|number| DeviceNumber::of_disk(&disk_name(number)).ok());
     let names = Names::make(claim, minor, resource, volume, number);
-    Ok(Device { resource: resource.to_owned(), names, serving: true, disk: None, orphan, closed: None })
+    Ok(Device {
+        resource: resource.to_owned(),
+        names,
+        serving: true,
+        disk: None,
+        started: false,
+        size: Sector(0),
+        orphan,
+        closed: None,
+    })
 }
 
 /// A disk of a dead daemon stays only where somebody waits for it.
@@ -231,6 +246,9 @@ pub(super) async fn bring_up(
     let origin = {
         let state = node.state.borrow();
         let Some(device) = state.blocks.get(&minor) else { return Ok(()) };
+        if device.disk.is_some() && !device.started {
+            return Err("the kernel has not finished starting it".to_owned());
+        }
         if !device.serving || device.disk.is_some() {
             return Ok(());
         }
@@ -241,6 +259,12 @@ pub(super) async fn bring_up(
         }
     };
     let taken_over = matches!(origin, Origin::Orphan { .. });
+    let size = match &origin {
+        Origin::New { parameters, .. } => Some(parameters.size),
+        Origin::Orphan { number } => {
+            DeviceNumber::of_disk(&disk_name(*number)).ok().and_then(DeviceNumber::size)
+        }
+    };
     let (disk, queue) = Keeper::make(origin).await.map_err(|error| error.to_string())?;
     let disk = Arc::new(disk);
     if let Err(text) = serve(node, resource, volume, queue).await {
@@ -249,6 +273,8 @@ pub(super) async fn bring_up(
     }
     if let Some(device) = node.state.borrow_mut().blocks.get_mut(&minor) {
         device.disk = Some(Arc::clone(&disk));
+        device.started = false;
+        device.size = size.unwrap_or(Sector(0));
         device.orphan = None;
     }
     let started = match disk.start().await {
@@ -296,7 +322,11 @@ fn name(node: &Node, minor: Minor, disk: u32) -> Result<(), ControlError> {
     let failed = |errno| ControlError { step: "name the disk", errno };
     let number = DeviceNumber::of_disk(&disk_name(disk)).map_err(failed)?;
     match node.state.borrow_mut().blocks.get_mut(&minor) {
-        Some(device) => device.names.set(Some(number)).map_err(failed),
+        Some(device) => {
+            device.names.set(Some(number)).map_err(failed)?;
+            device.started = true;
+            Ok(())
+        }
         None => Ok(()),
     }
 }
@@ -320,6 +350,7 @@ async fn end(node: &Rc<Node>, minor: Minor) -> Result<(), ControlError> {
     }
     if let Some(device) = node.state.borrow_mut().blocks.get_mut(&minor) {
         device.closed = None;
+        device.started = false;
         if stopped.is_ok() {
             device.disk = None;
         }
@@ -401,16 +432,55 @@ async fn open_by_number(node: &Rc<Node>, minor: Minor, number: Option<DeviceNumb
     }
 }
 
-/// Ends disks whose volumes are no longer Primary although nobody asked for that here: their requests fail as it is.
+/// Lets the disk of a volume have the size that the engine says. Where the driver cannot do that, the disk is made anew,
+/// unless somebody has it open.
+pub(super) async fn follow_size(node: &Rc<Node>, resource: &str, minor: Minor) {
+    let Some((disk, volume, size)) = other_size(&node.state.borrow(), minor) else { return };
+    let resized = disk.resize(size).await;
+    drop(disk);
+    if let Some(device) = node.state.borrow_mut().blocks.get_mut(&minor) {
+        // Where it cannot be done now it is not tried again until the size changes once more.
+        device.size = size;
+    }
+    let obstacle = match resized {
+        Ok(()) => return,
+        Err(error) if error.errno == nix::errno::Errno::EOPNOTSUPP => match release(node, minor).await {
+            Ok(()) => bring_up(node, resource, volume, minor).await.err(),
+            Err(holders) => Some(holders.join(", ")),
+        },
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(obstacle) = obstacle {
+        let text = format!("/dev/drbd{minor} keeps its size until the next promotion: {obstacle}");
+        node.log(resource, Level::Warning, Some(volume), &text);
+    }
+}
+
+fn other_size(state: &State, minor: Minor) -> Option<(Arc<Keeper>, VolumeNumber, Sector)> {
+    let device = state.blocks.get(&minor).filter(|device| device.started)?;
+    let (entry, volume) = state.by_minor(minor)?;
+    let volumes = &entry.status.as_ref()?.resource.volumes;
+    let size = volumes.iter().find(|known| known.volume == volume)?.size;
+    (size.0 > 0 && size != device.size).then(|| Some((device.disk.clone()?, volume, size)))?
+}
+
+/// Whether a volume may change its size while it has a disk: the driver of this kernel knows how.
+pub(super) async fn can_resize() -> bool {
+    tokio::task::spawn_blocking(ublk::can_resize).await.unwrap_or(false)
+}
+
+/// Lets disks follow the sizes of their volumes, and ends those whose volumes are no longer Primary although nobody asked for that here: their requests fail as it is.
 pub(super) fn look_after(node: &Rc<Node>, resource: &str) {
     let state = node.state.borrow();
     let Some(entry) = state.resource(resource) else { return };
     let Some(status) = &entry.status else { return };
-    let demoted = status.resource.volumes.iter().filter(|volume| volume.role != Role::Primary);
-    let up: Vec<Minor> = demoted
-        .map(|volume| volume.minor)
-        .filter(|minor| state.blocks.get(minor).is_some_and(|device| device.disk.is_some()))
-        .collect();
+    let up = status.resource.volumes.iter().filter(|volume| {
+        state.blocks.get(&volume.minor).is_some_and(|device| {
+            device.disk.is_some()
+                && (volume.role != Role::Primary || (device.started && volume.size != device.size))
+        })
+    });
+    let up: Vec<Minor> = up.map(|volume| volume.minor).collect();
     if up.is_empty() {
         return;
     }
@@ -420,6 +490,7 @@ pub(super) fn look_after(node: &Rc<Node>, resource: &str) {
     tokio::task::spawn_local(async move {
         let _turn = admin.lock().await;
         for minor in up {
+            follow_size(&node, &resource, minor).await;
             let secondary = node.state.borrow().role(minor) == Some(Role::Secondary);
             if secondary && is_up(&node, minor) {
                 let text = format!("ending /dev/drbd{minor}: its volume is no longer Primary");
