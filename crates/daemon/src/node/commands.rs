@@ -26,13 +26,7 @@ pub(super) async fn execute(node: &Rc<Node>, request: Request) -> CommandResult 
         Request::NewResource { resource, options } => new_resource(node, resource, options).await,
         Request::DelResource { resource } => delete_resource(node, &resource).await,
         Request::NewMinor { resource, minor, volume } => new_minor(node, &resource, minor, volume).await,
-        Request::DelMinor { minor } => {
-            let result = device(node, minor, |volume| Command::DelMinor { volume }).await;
-            if result.code.is_success() {
-                block::disappear(node, minor);
-            }
-            result
-        }
+        Request::DelMinor { minor } => roles::delete(node, minor).await,
         Request::Attach { minor, disk, metadata, index, options } => {
             disks::attach(node, minor, disks::Wanted { disk, metadata, index, options }).await
         }

@@ -55,6 +55,26 @@ pub(super) async fn demote(node: &Rc<Node>, minor: Minor) -> CommandResult {
     .await
 }
 
+/// `del-minor`.
+pub(super) async fn delete(node: &Rc<Node>, minor: Minor) -> CommandResult {
+    let Some((resource, volume)) = find_device(node, minor) else { return unknown_minor() };
+    let resource = resource.as_str();
+    one_at_a_time(node, resource, async || {
+        // The engine refuses for a Primary. It does not know of those who wait for a disk of a dead daemon.
+        if !block::is_up(node, minor)
+            && let Err(refusal) = release(node, resource, volume, minor).await
+        {
+            return refusal;
+        }
+        let result = pass(node, resource, Command::DelMinor { volume }).await;
+        if result.code.is_success() {
+            block::disappear(node, minor);
+        }
+        result
+    })
+    .await
+}
+
 /// `down`.
 pub(super) async fn down(node: &Rc<Node>, resource: &str) -> CommandResult {
     one_at_a_time(node, resource, async || {

@@ -137,6 +137,10 @@ impl Blocks {
 
 impl Reactor {
     pub(super) fn block_fetched(&mut self, volume: VolumeNumber, tag: u16, result: Result<u32, Errno>) {
+        if self.blocks.leaving && result.is_ok() {
+            // The kernel gives a request that has no answer to the next server.
+            return;
+        }
         let Some(block) = self.blocks.block(volume) else { return };
         let Request { tag, operation, range, buffer } = match block.queue.fetched(&mut self.ring, tag, result)
         {
@@ -150,9 +154,6 @@ impl Reactor {
             }
         };
         let id = request_id(volume, tag);
-        if self.blocks.leaving {
-            return;
-        }
         if operation == ublk::Operation::Trim && !self.engine.offers_discard() {
             // As for NBD clients.
             self.blocks.complete(&mut self.ring, id, Ok(()), None);

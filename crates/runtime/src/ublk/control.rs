@@ -58,7 +58,13 @@ pub fn remove(number: u32) -> Result<(), ControlError> {
     let number = i32::try_from(number).map_err(|_| ControlError { step: "number", errno: Errno::EINVAL })?;
     let control = UblkCtrl::new_simple(number).map_err(|error| fault("look at the disk", &error))?;
     check("stop the disk", control.kill_dev())?;
-    check("delete the disk", control.del_dev_async())
+    delete(&control)
+}
+
+/// Without waiting for those who have a file of the disk open; before Linux 6.9 there is no such way.
+fn delete(control: &UblkCtrl) -> Result<(), ControlError> {
+    const STEP: &str = "delete the disk";
+    check(STEP, control.del_dev_async()).or_else(|_| check(STEP, control.del_dev()))
 }
 
 /// A disk, for those who make and end it. Dropping it leaves the disk as it is.
@@ -94,7 +100,7 @@ impl Control {
             Ok(device) => Ok(Self { control, device }),
             Err(error) => {
                 // The first error is the one to tell.
-                let _ = control.del_dev_async();
+                let _ = delete(&control);
                 Err(error)
             }
         }
@@ -178,7 +184,7 @@ impl Control {
     pub fn delete(self) -> Result<(), ControlError> {
         let Self { control, device } = self;
         drop(device);
-        check("delete the disk", control.del_dev_async())
+        delete(&control)
     }
 }
 

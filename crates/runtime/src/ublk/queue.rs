@@ -17,7 +17,7 @@ use udrbd_units::{SECTOR_BYTES, Sector, SectorRange};
 
 use super::{DEPTH, Fetched, Operation, REQUEST_BYTES, Request};
 use crate::Errno;
-use crate::buffers::BufferHandle;
+use crate::buffers::{BUFFER_BYTES_MAX, BufferHandle};
 use crate::ring::{Descriptor, Ring};
 
 /// The bytes of a command for queue 0.
@@ -89,7 +89,8 @@ impl<T: Copy + Debug> Queue<T> {
             match ring.allocate_leaving(REQUEST_BYTES as usize, others_mebibytes) {
                 Some(buffer) => buffers.push(buffer),
                 None => {
-                    if let Err(errno) = ring.grow(1) {
+                    let missing = (usize::from(DEPTH) - buffers.len()) * REQUEST_BYTES as usize;
+                    if let Err(errno) = ring.grow(missing.div_ceil(BUFFER_BYTES_MAX)) {
                         buffers.into_iter().for_each(|buffer| ring.release(buffer));
                         return Err(errno);
                     }
