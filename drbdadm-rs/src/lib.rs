@@ -10,6 +10,9 @@ pub mod drbdsetup;
 pub mod overview;
 pub mod registry;
 
+/// Set by `drbdadm -v` for the programs it runs: they say more than the original does.
+pub(crate) const VERBOSE_VARIABLE: &str = "UDRBD_VERBOSE";
+
 /// Runs the program that `argv[0]` names and returns its exit status.
 ///
 /// A name that is no program of ours (a renamed or linked binary) falls back to `default_program`, the name

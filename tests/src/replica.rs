@@ -22,6 +22,15 @@ pub enum Kind {
     Udrbd,
 }
 
+/// How a daemon of ours offers its volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frontend {
+    /// NBD only.
+    Nbd,
+    /// Block devices of the kernel, and NBD.
+    Ublk,
+}
+
 /// One side of a resource with one volume.
 #[derive(Debug, Clone)]
 pub struct Replica {
@@ -45,6 +54,8 @@ pub struct Replica {
     pub run_dir: String,
     /// Our daemon's node name; without meaning for the kernel's.
     pub node: String,
+    /// What our daemon offers; without meaning for the kernel's.
+    pub frontend: Frontend,
 }
 
 /// What the status file says about a minor.
@@ -157,7 +168,19 @@ impl Replica {
             disk_options: ["--c-plan-ahead=0", "--resync-rate=200M"].map(str::to_owned).into(),
             run_dir: format!("/run/udrbd-{resource}"),
             node: resource.to_owned(),
+            frontend: Frontend::Nbd,
         }
+    }
+
+    /// The same side with a daemon that offers block devices.
+    #[must_use]
+    pub fn with_ublk(self) -> Self {
+        Self { frontend: Frontend::Ublk, ..self }
+    }
+
+    /// The node of its block device.
+    pub fn device(&self) -> String {
+        format!("/dev/drbd{}", self.minor)
     }
 
     /// The command line of `drbdsetup WORDS` on this side.
@@ -183,9 +206,9 @@ impl Replica {
 
     /// What [`crate::target::TargetName`] calls the replicated device.
     pub fn target(&self) -> String {
-        match self.kind {
-            Kind::Kernel => format!("/dev/drbd{}", self.minor),
-            Kind::Udrbd => format!("nbd:{}/nbd.sock:{}", self.run_dir, self.resource),
+        match (self.kind, self.frontend) {
+            (Kind::Kernel, _) | (_, Frontend::Ublk) => self.device(),
+            (Kind::Udrbd, Frontend::Nbd) => format!("nbd:{}/nbd.sock:{}", self.run_dir, self.resource),
         }
     }
 
@@ -202,12 +225,19 @@ impl Replica {
             Kind::Udrbd => {
                 let folder = built_binaries()?;
                 let run_dir = quoted(&self.run_dir);
+                let frontend = match self.frontend {
+                    Frontend::Nbd => "nbd",
+                    Frontend::Ublk => "ublk",
+                };
+                if self.frontend == Frontend::Ublk {
+                    shell.sh("modprobe ublk_drv")?;
+                }
                 // What this writes is read when something goes wrong: keep every life of the daemon.
                 shell.sh(&format!(
                     "mkdir -p {run_dir}\n\
                      rm -f {run_dir}/control.sock\n\
                      echo '--- started' >>{run_dir}/log\n\
-                     {} setsid {}/udrbdd --run-dir {run_dir} --node {} --frontend nbd --helper /bin/true \
+                     {} setsid {}/udrbdd --run-dir {run_dir} --node {} --frontend {frontend} --helper /bin/true \
                      </dev/null >>{run_dir}/log 2>&1 &\n\
                      echo $! >{run_dir}/pid\n\
                      for i in $(seq 200); do\n\

@@ -23,7 +23,7 @@ use tracing_subscriber::EnvFilter;
 use udrbd_runtime::process;
 
 use instance::Instance;
-use settings::{Frontend, Settings};
+use settings::Settings;
 
 fn main() -> ExitCode {
     let settings = Settings::parse();
@@ -38,9 +38,6 @@ fn main() -> ExitCode {
 }
 
 fn serve(settings: Settings) -> anyhow::Result<()> {
-    if settings.frontend == Frontend::Ublk {
-        anyhow::bail!("this build has no ublk front end; use --frontend nbd");
-    }
     let instance = Instance::take(&settings.run_directory())?;
     make_promises();
     let outcome = tokio_uring::start(node::run(settings)).context("the control thread failed");
@@ -48,8 +45,11 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
     outcome
 }
 
+/// libublk tells every step.
+const FILTER: &str = "info,libublk=warn";
+
 fn start_logging() {
-    let filter = EnvFilter::try_from_env("UDRBD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("UDRBD_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

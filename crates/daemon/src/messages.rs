@@ -39,6 +39,8 @@ pub(crate) enum ToEngine {
     NetOptions { id: CommandId, options: Box<NetOptions>, sockets: SocketOptions },
     /// An NBD client that has negotiated.
     Client { volume: VolumeNumber, socket: OwnedFd, negotiated: Box<Negotiated> },
+    /// The block device of a volume, whose requests are to be served from now on.
+    ServeBlock { id: CommandId, volume: VolumeNumber, device: OwnedFd },
     /// A handler has ended.
     HandlerExit { handler: HandlerId, status: i32 },
     /// Tell the status, with this number or a later one.
@@ -70,6 +72,8 @@ pub(crate) enum FromEngine {
     Status(Box<EngineStatus>),
     /// A command is done.
     Reply { id: CommandId, result: CommandResult },
+    /// The block device of a volume was stopped, and nothing of it is held here any more.
+    BlockClosed { volume: VolumeNumber },
     /// Run a handler.
     RunHandler { handler: HandlerId, name: Handler, volume: Option<VolumeNumber> },
 }

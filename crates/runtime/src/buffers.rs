@@ -1,9 +1,9 @@
 //! Pooled, page-aligned payload memory.
 //!
-//! All memory is mapped once, at start ("memory-pressure deadlock", runtime spec 10.4: nothing is allocated on
-//! the write path). The mapping is cut into chunks of 1 MiB, each a buddy system with blocks of 4 KiB to 1 MiB,
-//! so that any mix of small and large requests fits without classes sized in advance. A chunk that was never
-//! used costs address space only.
+//! All memory is mapped at start ("memory-pressure deadlock", runtime spec 10.4: nothing is allocated on the write
+//! path), and where a front end is opened that brings buffers of its own ([`BufferPool::grow`]). A mapping is cut into
+//! chunks of 1 MiB, each a buddy system with blocks of 4 KiB to 1 MiB, so that any mix of small and large requests
+//! fits without classes sized in advance. A chunk that was never used costs address space only.
 //!
 //! A buffer has one reference per owner: [`BufferPool::allocate`] gives the first, [`BufferPool::retain`] one
 //! more, [`BufferPool::release`] takes one away. The ring holds a reference of its own while the kernel works on a
@@ -141,8 +141,9 @@ struct Page {
 
 /// The pool: see the module's text.
 pub struct BufferPool {
-    memory: memory::Mapping,
+    memory: memory::Memory,
     pages: Vec<Page>,
+    lock: bool,
     free: [u32; ORDERS],
     used_bytes: usize,
     used_bytes_peak: usize,
@@ -158,10 +159,31 @@ impl BufferPool {
     /// `ENOMEM` or `EPERM` if the memory cannot be mapped or locked, `EINVAL` beyond 1 GiB.
     pub fn new(options: PoolOptions) -> Result<Self, Errno> {
         let chunks = options.bytes.div_ceil(BUFFER_BYTES_MAX).max(1);
-        if chunks * PAGES_PER_CHUNK > PAGES_MAX {
+        let mut pool = Self {
+            memory: memory::Memory::default(),
+            pages: Vec::new(),
+            lock: options.lock,
+            free: [NIL; ORDERS],
+            used_bytes: 0,
+            used_bytes_peak: 0,
+            freed: 0,
+            whole_chunks: 0,
+        };
+        pool.grow(chunks)?;
+        Ok(pool)
+    }
+
+    /// Maps more memory, for a front end with buffers of its own. Memory is never given back before the end.
+    ///
+    /// # Errors
+    /// As [`BufferPool::new`]; the pool is as it was then.
+    pub fn grow(&mut self, mebibytes: usize) -> Result<(), Errno> {
+        let before = self.pages.len() / PAGES_PER_CHUNK;
+        let after = before + mebibytes;
+        if after * PAGES_PER_CHUNK > PAGES_MAX {
             return Err(Errno::EINVAL);
         }
-        let memory = memory::Mapping::new(chunks * BUFFER_BYTES_MAX, options.lock)?;
+        self.memory.map(mebibytes, self.lock)?;
         let page = Page {
             generation: 0,
             next: NIL,
@@ -172,20 +194,12 @@ impl BufferPool {
             order: 0,
             state: PageState::Inside,
         };
-        let mut pool = Self {
-            memory,
-            pages: vec![page; chunks * PAGES_PER_CHUNK],
-            free: [NIL; ORDERS],
-            used_bytes: 0,
-            used_bytes_peak: 0,
-            freed: 0,
-            whole_chunks: 0,
-        };
+        self.pages.resize(after * PAGES_PER_CHUNK, page);
         // The last chunk goes in first, so that allocation starts at the front of the mapping.
-        for chunk in (0..chunks).rev() {
-            pool.push_free((chunk * PAGES_PER_CHUNK) as u32, ORDERS - 1);
+        for chunk in (before..after).rev() {
+            self.push_free((chunk * PAGES_PER_CHUNK) as u32, ORDERS - 1);
         }
-        Ok(pool)
+        Ok(())
     }
 
     /// Takes a buffer of at least `bytes` bytes (the next power of two from 4 KiB to 1 MiB), with one reference.
@@ -309,6 +323,12 @@ impl BufferPool {
         self.freed
     }
 
+    /// How many owners a buffer has, the kernel included.
+    #[must_use]
+    pub fn references(&self, buffer: BufferHandle) -> u32 {
+        self.page(buffer).references
+    }
+
     /// Upper limit of all buffers together, in bytes.
     #[must_use]
     pub fn total_bytes(&self) -> usize {
@@ -427,15 +447,71 @@ mod memory {
 
     use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
 
+    use super::BUFFER_BYTES_MAX;
     use crate::Errno;
 
-    pub(super) struct Mapping {
+    /// Mappings, seen as one row of chunks. A buffer never reaches from one chunk into the next.
+    #[derive(Default)]
+    pub(super) struct Memory {
+        mappings: Vec<Mapping>,
+        /// Where each chunk starts.
+        chunks: Vec<NonNull<u8>>,
+    }
+
+    impl Memory {
+        pub(super) fn map(&mut self, chunks: usize, lock: bool) -> Result<(), Errno> {
+            let mapping = Mapping::new(chunks * BUFFER_BYTES_MAX, lock)?;
+            for chunk in 0..chunks {
+                // SAFETY: the mapping has so many chunks.
+                self.chunks.push(unsafe { mapping.start.add(chunk * BUFFER_BYTES_MAX) });
+            }
+            self.mappings.push(mapping);
+            Ok(())
+        }
+
+        pub(super) fn pointer(&self, position: usize, length: usize) -> *mut u8 {
+            let (chunk, offset) = (position / BUFFER_BYTES_MAX, position % BUFFER_BYTES_MAX);
+            assert!(length <= BUFFER_BYTES_MAX - offset);
+            // SAFETY: the range was just checked to lie inside the chunk.
+            unsafe { self.chunks[chunk].as_ptr().add(offset) }
+        }
+
+        pub(super) fn bytes(&self, position: usize, length: usize) -> &[u8] {
+            let pointer = self.pointer(position, length);
+            // SAFETY: inside a mapping, which lives as long as `self`; anonymous memory is initialised to zero;
+            // the pool hands out shared bytes only while the kernel does not write to the buffer, and changes
+            // bytes only through `&mut self`.
+            unsafe { std::slice::from_raw_parts(pointer, length) }
+        }
+
+        pub(super) fn bytes_mut(&mut self, position: usize, length: usize) -> &mut [u8] {
+            let pointer = self.pointer(position, length);
+            // SAFETY: as in `bytes`; `&mut self` excludes every other borrow of the memory, and the pool has
+            // checked that the kernel does not work on the buffer.
+            unsafe { std::slice::from_raw_parts_mut(pointer, length) }
+        }
+
+        pub(super) fn copy(&mut self, from: usize, to: usize, length: usize) {
+            assert!(from + length <= to || to + length <= from, "source and target overlap");
+            let (source, target) = (self.pointer(from, length), self.pointer(to, length));
+            // SAFETY: both ranges lie inside mappings and, positions being places in one row, do not overlap;
+            // `&mut self` excludes borrows, and the pool has checked that the kernel neither fills the source nor
+            // works on the target.
+            unsafe { std::ptr::copy_nonoverlapping(source, target, length) }
+        }
+
+        pub(super) fn leak(self) {
+            std::mem::forget(self.mappings);
+        }
+    }
+
+    struct Mapping {
         start: NonNull<u8>,
         bytes: usize,
     }
 
     impl Mapping {
-        pub(super) fn new(bytes: usize, lock: bool) -> Result<Self, Errno> {
+        fn new(bytes: usize, lock: bool) -> Result<Self, Errno> {
             let length = NonZeroUsize::new(bytes).ok_or(Errno::EINVAL)?;
             let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
             let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
@@ -450,39 +526,6 @@ mod memory {
                 unsafe { mlock(start, bytes) }?;
             }
             Ok(mapping)
-        }
-
-        pub(super) fn pointer(&self, position: usize, length: usize) -> *mut u8 {
-            assert!(position <= self.bytes && length <= self.bytes - position);
-            // SAFETY: the range was just checked to lie inside the mapping.
-            unsafe { self.start.as_ptr().add(position) }
-        }
-
-        pub(super) fn bytes(&self, position: usize, length: usize) -> &[u8] {
-            let pointer = self.pointer(position, length);
-            // SAFETY: inside the mapping, which lives as long as `self`; anonymous memory is initialised to zero;
-            // the pool hands out shared bytes only while the kernel does not write to the buffer, and changes
-            // bytes only through `&mut self`.
-            unsafe { std::slice::from_raw_parts(pointer, length) }
-        }
-
-        pub(super) fn bytes_mut(&mut self, position: usize, length: usize) -> &mut [u8] {
-            let pointer = self.pointer(position, length);
-            // SAFETY: as in `bytes`; `&mut self` excludes every other borrow of the mapping, and the pool has
-            // checked that the kernel does not work on the buffer.
-            unsafe { std::slice::from_raw_parts_mut(pointer, length) }
-        }
-
-        pub(super) fn copy(&mut self, from: usize, to: usize, length: usize) {
-            assert!(from + length <= to || to + length <= from, "source and target overlap");
-            let (source, target) = (self.pointer(from, length), self.pointer(to, length));
-            // SAFETY: both ranges lie inside the mapping and do not overlap; `&mut self` excludes borrows, and the
-            // pool has checked that the kernel neither fills the source nor works on the target.
-            unsafe { std::ptr::copy_nonoverlapping(source, target, length) }
-        }
-
-        pub(super) fn leak(self) {
-            std::mem::forget(self);
         }
     }
 
@@ -553,6 +596,20 @@ mod tests {
         }
         assert!(pool.allocate_leaving(1, 3).is_some());
         assert!(pool.allocate_leaving(BUFFER_BYTES_MAX, 3).is_none());
+    }
+
+    #[test]
+    fn a_pool_that_grows_keeps_what_is_in_it() {
+        let mut pool = pool(1);
+        let old = pool.allocate(BUFFER_BYTES_MAX).unwrap();
+        pool.bytes_mut(old.slice(0, 4096)).fill(7);
+        assert!(pool.allocate(1).is_none());
+        pool.grow(2).unwrap();
+        let new: Vec<_> = std::iter::from_fn(|| pool.allocate(BUFFER_BYTES_MAX)).collect();
+        assert_eq!(new.len(), 2);
+        pool.copy(old.slice(0, 4096), new[1].slice(4096, 4096));
+        assert!(pool.bytes(new[1].slice(4096, 4096)).iter().all(|&byte| byte == 7));
+        assert_eq!(pool.grow(1 << 10), Err(Errno::EINVAL));
     }
 
     #[test]

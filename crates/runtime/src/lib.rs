@@ -9,6 +9,8 @@
 //! * [`socket`]: TCP and unix stream sockets: a gathered send queue and a receive side that places bulk payload
 //!   straight into pool buffers;
 //! * [`nbd`]: the NBD server: a protocol without I/O, and the session that runs it on a ring;
+//! * [`ublk`]: a block device of the kernel whose requests come through a ring (feature `ublk`);
+//! * [`devices`]: device nodes, links to them, and who has them open;
 //! * [`mailbox`]: bounded messages into a thread that waits on a file descriptor;
 //! * [`process`]: scheduling class, memory locking and the other promises a storage process makes.
 //!
@@ -24,12 +26,14 @@
 //!    [`socket::Stream::arm`] asks for more input.
 
 pub mod buffers;
+pub mod devices;
 pub mod disk;
 pub mod mailbox;
 pub mod nbd;
 pub mod process;
 pub mod ring;
 pub mod socket;
+pub mod ublk;
 
 pub use buffers::{BufferHandle, BufferPool, BufferSlice, PoolOptions};
 pub use nix::errno::Errno;

@@ -20,12 +20,18 @@ const SAFETY_DISTANCE: usize = 8;
 ///
 /// If the tools cannot be run.
 pub(crate) fn run() -> Result<ExitCode> {
-    workspace::ensure_build_packages()?;
     let mut good = true;
-    for words in [
-        vec!["fmt", "--all", "--check"],
-        vec!["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"],
-    ] {
+    let clippy = |features: &[&'static str]| {
+        let words = ["clippy", "--quiet", "--workspace", "--all-targets"];
+        let mut words: Vec<&str> = words.into_iter().chain(features.iter().copied()).collect();
+        words.extend(["--", "-D", "warnings"]);
+        words
+    };
+    let mut runs = vec![vec!["fmt", "--all", "--check"], clippy(&[])];
+    if !workspace::features().is_empty() {
+        runs.push(clippy(workspace::features()));
+    }
+    for words in runs {
         let status = workspace::cargo().args(&words).status().context("cannot run cargo")?;
         if !status.success() {
             eprintln!("cargo {} failed", words.join(" "));

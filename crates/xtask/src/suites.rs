@@ -76,7 +76,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
         command
     };
-    report.suite("unit, vector and property tests", test(&["--workspace", "--exclude", "udrbd-tests"]));
+    let mut units = test(&["--workspace", "--exclude", "udrbd-tests"]);
+    units.args(workspace::features());
+    report.suite("unit, vector and property tests", units);
     report.suite("test library", test(&["-p", "udrbd-tests", "--lib"]));
     let seeds = if options.long { SEEDS_LONG } else { SEEDS };
     if let Some(command) = simulator(&["--seeds", seeds]) {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, bail};
 use udrbd_tests::machine;
@@ -28,13 +29,31 @@ pub(crate) fn run_cargo(words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Installs what the build itself needs beyond Rust: bindgen wants libclang.
-pub(crate) fn ensure_build_packages() -> Result<()> {
-    let lock = std::fs::read_to_string(root().join("Cargo.lock")).unwrap_or_default();
-    if lock.contains("name = \"bindgen\"") {
-        machine::ensure_packages(&["libclang-dev"])?;
-    }
-    Ok(())
+/// The features a build here can have, as words for cargo: ublk where its bindings can be made, for which bindgen wants
+/// libclang. It is installed where that is possible; where it is not, the build goes on without, and says so.
+pub(crate) fn features() -> &'static [&'static str] {
+    static FEATURES: OnceLock<&[&str]> = OnceLock::new();
+    FEATURES.get_or_init(|| match machine::ensure_packages(&["libclang-dev"]) {
+        Err(error) if !has_libclang() => {
+            eprintln!("built without ublk (no /dev/drbdN, NBD only): {error:#}");
+            &[]
+        }
+        _ => &["--features", "udrbdd/ublk"],
+    })
+}
+
+/// Whether there is a libclang that did not come as a package of Debian's.
+fn has_libclang() -> bool {
+    let named = std::env::var_os("LIBCLANG_PATH").map(PathBuf::from);
+    let folders =
+        ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/lib/x86_64-linux-gnu"].map(PathBuf::from);
+    folders.into_iter().chain(named).any(|folder| {
+        std::fs::read_dir(folder).is_ok_and(|mut entries| {
+            entries.any(|entry| {
+                entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libclang.so"))
+            })
+        })
+    })
 }
 
 /// Builds the daemon and the command line as they are shipped.
@@ -43,6 +62,7 @@ pub(crate) fn ensure_build_packages() -> Result<()> {
 ///
 /// If they do not build.
 pub(crate) fn build_release() -> Result<()> {
-    ensure_build_packages()?;
-    run_cargo(&["build", "--release", "--quiet", "-p", "udrbdd", "-p", "drbdadm-rs", "--bins"])
+    let mut words = vec!["build", "--release", "--quiet", "-p", "udrbdd", "-p", "drbdadm-rs", "--bins"];
+    words.extend(features());
+    run_cargo(&words)
 }

@@ -110,6 +110,7 @@ impl Session<'_> {
             output: request.output,
             errors: request.errors,
             limit_seconds: self.limit_seconds(request.limit),
+            verbose: self.line.verbose > 0,
         }
     }
 

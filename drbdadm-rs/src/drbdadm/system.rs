@@ -43,6 +43,8 @@ pub struct Call {
     pub errors: Stream,
     /// How long it may take, in seconds; 0 is for ever.
     pub limit_seconds: u32,
+    /// It may say more than the original does (`UDRBD_VERBOSE`).
+    pub verbose: bool,
 }
 
 /// How a helper ended.

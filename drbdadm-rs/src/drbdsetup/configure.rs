@@ -79,6 +79,9 @@ pub(super) fn report(object: &str, result: &CommandResult) -> i32 {
             complain("additional info from kernel:");
             result.info.iter().for_each(|line| complain(line));
         }
+        if std::env::var_os(crate::VERBOSE_VARIABLE).is_some() {
+            result.holders.iter().for_each(|line| complain(&format!("held open: {line}")));
+        }
     }
     result.code.exit_status()
 }

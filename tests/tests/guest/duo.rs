@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use udrbd_tests::guest::{Guest, GuestOptions};
 use udrbd_tests::machine;
-use udrbd_tests::replica::{self, Kind, Replica};
+use udrbd_tests::replica::{self, Frontend, Kind, Replica};
 use udrbd_tests::target::TargetName;
 use udrbd_tests::workload;
 
@@ -41,10 +41,23 @@ pub(crate) struct Duo {
 impl Duo {
     /// Plays `scenario` with two sides on zeroed disks with fresh metadata, attached but not connected.
     pub(crate) fn play(kinds: (Kind, Kind), scenario: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        Self::play_on(Frontend::Nbd, kinds, scenario)
+    }
+
+    /// The same, with what daemons of ours offer.
+    pub(crate) fn play_on(
+        frontend: Frontend,
+        kinds: (Kind, Kind),
+        scenario: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
         if kinds.0 == Kind::Udrbd || kinds.1 == Kind::Udrbd {
             replica::built_binaries()?;
         }
         let mut duo = Self::with_guest(kinds)?;
+        if frontend == Frontend::Ublk {
+            duo.first = duo.first.with_ublk();
+            duo.second = duo.second.with_ublk();
+        }
         duo.prepare()?;
         let result = scenario(&mut duo);
         if let Err(error) = result {

@@ -3,6 +3,7 @@
 //! Every scenario is written for two sides of any kind. It is also played by two real ones where that
 //! proves the scenario itself.
 
+mod block;
 mod duo;
 mod link;
 mod metadata;
@@ -29,6 +30,14 @@ const CASES: &[Case] = &[
     Case::new("udrbd_resyncs_a_kernel_peer_after_a_cut_link", link::udrbd_primary),
     Case::new("kernel_resyncs_an_udrbd_peer_after_a_cut_link", link::kernel_primary),
     Case::new("killed_udrbd_primary_recovers_against_a_kernel_peer", link::killed_primary),
+    Case::new("block_device_is_mounted_on_one_node_after_the_other", block::fails_over),
+    Case::new("block_device_is_not_taken_from_whoever_has_it_open", block::openers_are_named),
+    Case::new("block_device_and_kernel_peer_agree_under_fio", block::kernel_peer),
+    Case::new("block_device_is_of_the_kernels_size_and_discards", block::figures),
+    Case::new("block_device_that_cannot_start_leaves_a_secondary", block::failing_start),
+    Case::new("block_devices_leave_nothing_behind", block::nothing_stale),
+    Case::new("block_device_grows_when_nobody_has_it_open", block::grows),
+    Case::new("mounted_block_device_survives_the_death_of_its_daemon", block::live_restart),
     Case::new("backing_device_moves_from_kernel_to_udrbd_and_back_without_resync", metadata::moves_between),
     Case::new("real_drbdmeta_reads_our_metadata_as_we_do", metadata::dumps_are_equal),
     Case::new(

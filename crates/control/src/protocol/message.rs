@@ -58,17 +58,20 @@ pub struct CommandResult {
     pub code: ReturnCode,
     /// The lines `drbdsetup` prints below `additional info from kernel:`.
     pub info: Vec<String>,
+    /// Where the device is in use: by whom, one line each. `drbdadm -v` prints them.
+    #[serde(default)]
+    pub holders: Vec<String>,
 }
 
 impl CommandResult {
     /// A result without further information.
     pub const fn new(code: ReturnCode) -> Self {
-        Self { code, info: Vec::new() }
+        Self { code, info: Vec::new(), holders: Vec::new() }
     }
 
     /// A result with one line of information.
     pub fn with_info(code: ReturnCode, info: impl Into<String>) -> Self {
-        Self { code, info: vec![info.into()] }
+        Self { code, info: vec![info.into()], holders: Vec::new() }
     }
 }
 

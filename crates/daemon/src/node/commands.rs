@@ -10,7 +10,7 @@ use udrbd_engine::interface::{Command, ResizeRequest};
 use udrbd_units::{ConnectionState, Minor, Sector, VolumeNumber};
 
 use super::resource::Resource;
-use super::{Node, State, connect, convert, disks, time_us};
+use super::{Node, State, block, connect, convert, disks, roles, time_us};
 use crate::messages::ToEngine;
 use crate::thread;
 
@@ -26,13 +26,18 @@ pub(super) async fn execute(node: &Rc<Node>, request: Request) -> CommandResult 
         Request::NewResource { resource, options } => new_resource(node, resource, options).await,
         Request::DelResource { resource } => delete_resource(node, &resource).await,
         Request::NewMinor { resource, minor, volume } => new_minor(node, &resource, minor, volume).await,
-        Request::DelMinor { minor } => device(node, minor, |volume| Command::DelMinor { volume }).await,
+        Request::DelMinor { minor } => roles::delete(node, minor).await,
         Request::Attach { minor, disk, metadata, index, options } => {
             disks::attach(node, minor, disks::Wanted { disk, metadata, index, options }).await
         }
         Request::DiskOptions { minor, changes } => disks::change_options(node, minor, changes).await,
         Request::Detach { minor, force } => {
-            device_unless(node, minor, force, |volume| Command::Detach { volume, force }).await
+            let detach = |volume| Command::Detach { volume, force };
+            let result = device_unless(node, minor, force, detach).await;
+            if result.code.is_success() {
+                block::backing_changed(node, minor, None);
+            }
+            result
         }
         Request::Connect { resource, local, peer, options, discard_my_data, tentative } => {
             let wanted = connect::Wanted { local, peer, options, discard_my_data, tentative };
@@ -45,13 +50,8 @@ pub(super) async fn execute(node: &Rc<Node>, request: Request) -> CommandResult 
         Request::ResourceOptions { resource, changes } => {
             change_resource_options(node, &resource, changes).await
         }
-        Request::Primary { minor, force } => {
-            device(node, minor, |volume| Command::Primary { volume, force }).await
-        }
-        Request::Secondary { minor } => {
-            // The engine thread knows who has it open.
-            device(node, minor, |volume| Command::Secondary { volume, held_open: false }).await
-        }
+        Request::Primary { minor, force } => roles::promote(node, minor, force).await,
+        Request::Secondary { minor } => roles::demote(node, minor).await,
         Request::Invalidate { minor } => device(node, minor, |volume| Command::Invalidate { volume }).await,
         Request::InvalidateRemote { minor } => {
             device(node, minor, |volume| Command::InvalidateRemote { volume }).await
@@ -64,7 +64,7 @@ pub(super) async fn execute(node: &Rc<Node>, request: Request) -> CommandResult 
         Request::NewCurrentUuid { minor, clear_bitmap } => {
             device(node, minor, |volume| Command::NewCurrentUuid { volume, clear_bitmap }).await
         }
-        Request::Down { resource } => down(node, &resource).await,
+        Request::Down { resource } => roles::down(node, &resource).await,
         Request::RegisterConfiguration { resource, path } => {
             let mut state = node.state.borrow_mut();
             let Some(entry) = state.resource_mut(&resource) else { return unknown_resource() };
@@ -88,7 +88,7 @@ pub(super) async fn execute(node: &Rc<Node>, request: Request) -> CommandResult 
                 al_stripes,
                 al_stripe_size_kib,
             };
-            device(node, minor, |volume| Command::Resize { volume, request }).await
+            roles::resize(node, minor, request).await
         }
         Request::Verify { minor, start_sector, stop_sector } => {
             let (start, stop) = (start_sector.map(Sector), stop_sector.map(Sector));
@@ -235,19 +235,8 @@ async fn delete_resource(node: &Rc<Node>, resource: &str) -> CommandResult {
     .await
 }
 
-async fn down(node: &Rc<Node>, resource: &str) -> CommandResult {
-    one_at_a_time(node, resource, async || {
-        let result = pass(node, resource, Command::Down).await;
-        if !result.code.is_success() {
-            return result;
-        }
-        remove(node, resource).await
-    })
-    .await
-}
-
 /// Ends the engine thread of a resource and forgets the resource. Its devices are closed afterwards.
-async fn remove(node: &Rc<Node>, resource: &str) -> CommandResult {
+pub(super) async fn remove(node: &Rc<Node>, resource: &str) -> CommandResult {
     let entry = {
         let mut state = node.state.borrow_mut();
         let index = state.resources.iter().position(|entry| entry.name == resource);
@@ -263,6 +252,7 @@ async fn remove(node: &Rc<Node>, resource: &str) -> CommandResult {
     while !thread.is_finished() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(END_PAUSE).await;
     }
+    block::disappear_all(node, resource);
     let mut state = node.state.borrow_mut();
     state.reserved.retain(|reserved| reserved != resource);
     let item = StreamItem::ResourceGone { time_us: time_us(), name: resource.to_owned() };
@@ -287,7 +277,11 @@ async fn new_minor(node: &Rc<Node>, resource: &str, minor: Minor, volume: Volume
         if taken {
             return ReturnCode::MinorOrVolumeExists.into();
         }
-        pass(node, resource, Command::NewMinor { volume, minor }).await
+        let result = pass(node, resource, Command::NewMinor { volume, minor }).await;
+        if result.code.is_success() {
+            block::appear(node, minor, resource, volume).await;
+        }
+        result
     })
     .await
 }

@@ -207,11 +207,11 @@ pub(super) fn command_result(result: engine::CommandResult) -> CommandResult {
         Ok(()) => CommandResult::new(ReturnCode::Success),
         Err(engine::Failure::Configuration { code, info }) => {
             let code = i32::try_from(code).ok().and_then(ReturnCode::from_number);
-            CommandResult { code: code.unwrap_or(ReturnCode::UnknownError), info }
+            CommandResult { code: code.unwrap_or(ReturnCode::UnknownError), info, holders: Vec::new() }
         }
         Err(engine::Failure::State { code, info }) => {
             let code = ReturnCode::from_number(code.code());
-            CommandResult { code: code.unwrap_or(ReturnCode::UnknownError), info }
+            CommandResult { code: code.unwrap_or(ReturnCode::UnknownError), info, holders: Vec::new() }
         }
     }
 }

@@ -16,7 +16,7 @@ use super::commands::{
     bad_option, find_device, no_answer, one_at_a_time, pass, unknown_minor, unknown_resource,
 };
 use super::resource::{Backing, Resource};
-use super::{Node, State, convert};
+use super::{Node, State, block, convert};
 use crate::messages::{DiskPair, ToEngine};
 
 /// What `attach` asks for.
@@ -39,7 +39,7 @@ pub(super) async fn attach(node: &Rc<Node>, minor: Minor, wanted: Wanted) -> Com
             Ok(disks) => disks,
             Err(code) => return code.into(),
         };
-        hand_over(node, resource, volume, wanted, disks).await
+        hand_over(node, (resource, volume, minor), wanted, disks).await
     })
     .await
 }
@@ -131,22 +131,25 @@ fn open_pair(
 
 async fn hand_over(
     node: &Rc<Node>,
-    resource: &str,
-    volume: VolumeNumber,
+    (resource, volume, minor): (&str, VolumeNumber, Minor),
     wanted: Wanted,
     disks: DiskPair,
 ) -> CommandResult {
+    let properties = properties(&disks);
     let settings = Box::new(AttachSettings {
         placement: convert::placement(wanted.index),
-        properties: properties(&disks),
+        properties,
         options: convert::disk_options(&wanted.options),
     });
+    let path = wanted.disk.to_string_lossy().into_owned();
     let backing = Backing {
         disk: wanted.disk.to_string_lossy().into_owned(),
         metadata: wanted.metadata.to_string_lossy().into_owned(),
         index: wanted.index,
         options: wanted.options,
-        logical_block_bytes: disks.backing.properties().logical_block_bytes,
+        logical_block_bytes: properties.logical_block_bytes,
+        physical_block_bytes: properties.physical_block_bytes,
+        discard_granularity_bytes: properties.discard_granularity_bytes,
         rotational: disks.backing.properties().rotational,
     };
     let answer = {
@@ -166,6 +169,9 @@ async fn hand_over(
         if !result.code.is_success() {
             known.backing = None;
         }
+    }
+    if result.code.is_success() {
+        block::backing_changed(node, minor, Some(&path));
     }
     node.show(resource);
     result

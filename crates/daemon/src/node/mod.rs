@@ -3,6 +3,7 @@
 //! One thread, no locks: the state is only looked at between two points where a task waits. Requests that concern a
 //! resource are passed to its engine thread and wait for the answer there; nothing here ever blocks an engine.
 
+mod block;
 mod commands;
 mod connect;
 mod convert;
@@ -11,12 +12,14 @@ mod handlers;
 mod metrics;
 mod nbd;
 mod resource;
+mod roles;
 mod server;
 mod snapshot;
 mod status_file;
 mod watch;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -31,7 +34,7 @@ use udrbd_control::status::{DaemonMetrics, NodeSnapshot};
 use udrbd_engine::interface::Level;
 use udrbd_runtime::disk::SharedDisks;
 use udrbd_runtime::mailbox::{Received, Receiver};
-use udrbd_units::{Minor, VolumeNumber};
+use udrbd_units::{Minor, Role, VolumeNumber};
 
 use crate::instance::listen_privately;
 use crate::messages::{FromEngine, ToEngine};
@@ -51,6 +54,8 @@ struct Node {
     pub(super) run_directory: PathBuf,
     pub(super) helper: Option<PathBuf>,
     pub(super) disks: Arc<SharedDisks>,
+    /// Volumes are block devices, beside NBD.
+    pub(super) block_devices: bool,
     pub(super) state: RefCell<State>,
     /// The status file is to be written.
     pub(super) changed: Notify,
@@ -65,6 +70,8 @@ struct State {
     pub(super) metrics: DaemonMetrics,
     /// Resources that are being made or removed.
     pub(super) reserved: Vec<String>,
+    /// The block devices of the volumes.
+    pub(super) blocks: BTreeMap<Minor, block::Device>,
 }
 
 impl State {
@@ -82,6 +89,13 @@ impl State {
             let volume = resource.volumes.iter().find(|volume| volume.minor == minor)?;
             Some((resource, volume.number))
         })
+    }
+
+    /// The role of a volume, as its engine told it last.
+    pub(super) fn role(&self, minor: Minor) -> Option<Role> {
+        let (entry, volume) = self.by_minor(minor)?;
+        let volumes = &entry.status.as_ref()?.resource.volumes;
+        volumes.iter().find(|known| known.volume == volume).map(|known| known.role)
     }
 
     pub(super) fn snapshot(&self, resource: Option<&str>) -> NodeSnapshot {
@@ -105,11 +119,13 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
         name: settings.node_name(),
         helper: settings.helper_program(),
         disks: Arc::new(SharedDisks::default()),
+        block_devices: block::is_wanted(settings.frontend)?,
         state: RefCell::new(State {
             resources: Vec::new(),
             watchers: Watchers::default(),
             metrics: DaemonMetrics { version, start_time_seconds, ..DaemonMetrics::default() },
             reserved: Vec::new(),
+            blocks: BTreeMap::new(),
         }),
         changed: Notify::new(),
         status_file: RefCell::new(StatusFile::create(&run_directory)?),
@@ -137,7 +153,10 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("ending");
+    block::end_all(&node).await;
     node.stop().await;
+    // What is left of names goes before the process does.
+    node.state.borrow_mut().blocks.clear();
     Ok(())
 }
 
@@ -216,7 +235,9 @@ impl Node {
                     entry.take_status(status);
                 }
                 self.show(resource);
+                block::look_after(self, resource);
             }
+            FromEngine::BlockClosed { volume } => block::closed(self, resource, volume),
             FromEngine::Reply { id, result } => {
                 let mut state = self.state.borrow_mut();
                 let answer = state.resource_mut(resource).and_then(|entry| entry.waiting.remove(&id));

@@ -12,7 +12,7 @@ use udrbd_runtime::nbd::{
 };
 use udrbd_units::{DiskState, Role, SECTOR_BYTES, VolumeNumber};
 
-use super::{Node, State};
+use super::{Node, State, block};
 use crate::instance::listen_privately;
 use crate::messages::ToEngine;
 
@@ -42,7 +42,7 @@ pub(super) fn start(node: &Rc<Node>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn greet(node: &Node, mut stream: UnixStream) -> anyhow::Result<()> {
+async fn greet(node: &Rc<Node>, mut stream: UnixStream) -> anyhow::Result<()> {
     let mut negotiation = Negotiation::new();
     let mut bytes = [0; 4096];
     loop {
@@ -60,18 +60,25 @@ async fn greet(node: &Node, mut stream: UnixStream) -> anyhow::Result<()> {
             }
             Progress::Done(negotiated) => {
                 stream.write_all(&negotiation.take_output()).await?;
-                return hand_over(node, stream, negotiated);
+                return hand_over(node, stream, negotiated).await;
             }
         }
     }
 }
 
-fn hand_over(node: &Node, stream: UnixStream, negotiated: Box<Negotiated>) -> anyhow::Result<()> {
+async fn hand_over(node: &Rc<Node>, stream: UnixStream, negotiated: Box<Negotiated>) -> anyhow::Result<()> {
     let socket = OwnedFd::from(stream.into_std()?);
-    let state = node.state.borrow();
     let Some((resource, volume)) = split_export_name(&negotiated.export.name) else { return Ok(()) };
-    let Some(entry) = state.resource(resource) else { return Ok(()) };
     let (name, volume) = (resource.to_owned(), VolumeNumber(volume));
+    let known = node.state.borrow().resource(&name).and_then(|entry| Some(entry.volume(volume)?.minor));
+    if let Some(minor) = known
+        && let Some(holder) = block::open_by(node, minor).await.first()
+    {
+        // The kernel keeps what it has read of its block device: it would not see what this client writes.
+        anyhow::bail!("{name} is in use as /dev/drbd{minor}: {holder}");
+    }
+    let state = node.state.borrow();
+    let Some(entry) = state.resource(&name) else { return Ok(()) };
     if entry.engine.mail.send(ToEngine::Client { volume, socket, negotiated }).is_err() {
         anyhow::bail!("{name} is busy");
     }

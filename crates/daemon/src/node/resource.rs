@@ -24,6 +24,9 @@ pub(super) struct Backing {
     pub(super) index: MetadataIndex,
     pub(super) options: DiskOptions,
     pub(super) logical_block_bytes: u32,
+    pub(super) physical_block_bytes: u32,
+    /// 0: it does not discard.
+    pub(super) discard_granularity_bytes: u32,
     pub(super) rotational: bool,
 }
 

@@ -58,7 +58,8 @@ impl Clients {
             return;
         }
         let number = self.count;
-        self.count = self.count.wrapping_add(1);
+        // The highest bit tells requests of block devices from those of clients.
+        self.count = (self.count + 1) & (u32::MAX >> 1);
         let tokens =
             StreamTokens { receive: Tag::ClientReceive(number), writable: Tag::ClientWritable(number) };
         let limits = SessionLimits { piece_bytes, zero_bytes, ..SessionLimits::default() };

@@ -7,6 +7,7 @@
 //! Nothing here waits, locks or allocates for a write once warm. What is to be said to people goes through the
 //! outbox to the control thread.
 
+mod blocks;
 mod clients;
 mod disks;
 mod outbox;
@@ -23,9 +24,10 @@ use udrbd_engine::interface::{
 use udrbd_engine::state::StateChangeResult;
 use udrbd_runtime::mailbox::{Received, Receiver, Sender};
 use udrbd_runtime::{BufferHandle, Completion, Errno, Ring};
-use udrbd_units::Role;
+use udrbd_units::{Role, VolumeNumber};
 
 use crate::messages::{EngineStatus, FromEngine, ToEngine};
+use blocks::Blocks;
 use clients::Clients;
 use disks::Disks;
 use outbox::Outbox;
@@ -39,6 +41,8 @@ const SHOWN_AGE_MAX: Duration = Duration::from_millis(100);
 /// engine holds back for the end of the turn, a barrier, then leaves together with that request instead of by itself:
 /// two packets, two system calls and two wake-ups less for each write of a client that writes one at a time.
 const TURN_HELD: Duration = Duration::from_millis(2);
+/// No memory (states spec 19.2).
+const NO_MEMORY: u32 = 122;
 /// Disk already configured (states spec 19.2).
 const DISK_CONFIGURED: u32 = 124;
 
@@ -59,6 +63,13 @@ pub(crate) enum Tag {
     ClientReceive(u32),
     /// Room for output to a client.
     ClientWritable(u32),
+    /// A request of the kernel to the block device of a volume.
+    Block {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// Which slot.
+        tag: u16,
+    },
     /// A read of a backing device, by its place in the table.
     Read(u32),
     /// Anything else on a backing device.
@@ -91,6 +102,9 @@ pub(crate) struct Reactor {
     disks: Disks,
     network: Network,
     clients: Clients,
+    blocks: Blocks,
+    /// Answers to the kernel wait for buffers: how many had been freed when they were tried last.
+    blocks_wait: Option<u64>,
     outbox: Outbox,
     mail: Receiver<ToEngine>,
     /// The status is to be told at the end of the turn.
@@ -127,6 +141,8 @@ impl Reactor {
             disks,
             network: Network::default(),
             clients: Clients::default(),
+            blocks: Blocks::default(),
+            blocks_wait: None,
             outbox: Outbox::new(control),
             mail,
             publish: true,
@@ -172,7 +188,8 @@ impl Reactor {
     fn timeout(&self) -> Option<Duration> {
         let waiting = self.disks.is_waiting() || self.network.is_waiting();
         let freed = waiting && self.ring.buffers().freed() != self.freed_at_retry;
-        if freed || self.clients.want_another_turn(&self.ring) {
+        let blocks_freed = self.blocks_wait.is_some_and(|at| at != self.ring.buffers().freed());
+        if freed || blocks_freed || self.clients.want_another_turn(&self.ring) {
             return Some(Duration::ZERO);
         }
         let refresh = self.stale.then(|| self.published_at.after(SHOWN_AGE_MAX));
@@ -199,6 +216,7 @@ impl Reactor {
             Tag::PeerWritable(socket) => self.peer_writable(socket, result),
             Tag::ClientReceive(client) => self.client_received(client, result),
             Tag::ClientWritable(client) => self.clients.writable(&mut self.ring, client, result),
+            Tag::Block { volume, tag } => self.block_fetched(volume, tag, result),
             Tag::Read(slot) => self.read_done(slot, result),
             Tag::Write(token) => {
                 let result = disks::io_result(result);
@@ -256,7 +274,17 @@ impl Reactor {
             }
             Action::Complete { request, result, data } => {
                 self.turn_held_until.get_or_insert(self.now.after(TURN_HELD));
-                self.clients.complete(&mut self.ring, request, result, data.map(handle_of));
+                let (ring, from) = (&mut self.ring, data.map(handle_of));
+                if blocks::is_block_request(request) {
+                    let (_, limit) = self.engine.request_limits();
+                    let next = if result.is_ok() { self.blocks.next_piece(request, limit) } else { None };
+                    match next {
+                        Some(piece) => self.consequences.push_back(Event::Request(piece)),
+                        None => self.blocks.complete(ring, request, result, from),
+                    }
+                } else {
+                    self.clients.complete(ring, request, result, from);
+                }
                 if let Some(data) = data {
                     self.ring.release(handle_of(data));
                 }
@@ -308,6 +336,8 @@ impl Reactor {
             }
         }
         self.publish |= self.clients.flush(&mut self.ring);
+        let waiting = self.blocks.flush(&mut self.ring);
+        self.blocks_wait = waiting.then(|| self.ring.buffers().freed());
         let refresh = self.stale && self.now >= self.published_at.after(SHOWN_AGE_MAX);
         if self.publish || refresh {
             self.publish_now();
@@ -340,7 +370,8 @@ impl Reactor {
     }
 
     fn may_end(&self) -> bool {
-        self.stop_by.is_some_and(|by| by <= self.now || self.clients.are_idle()) && self.outbox.is_empty()
+        let idle = self.clients.are_idle() && self.blocks.are_idle();
+        self.stop_by.is_some_and(|by| by <= self.now || idle) && self.outbox.is_empty()
     }
 
     fn take_mail(&mut self) {
@@ -397,6 +428,14 @@ impl Reactor {
                 let limits = self.engine.request_limits();
                 self.clients.welcome(&mut self.ring, volume, socket, &negotiated, serving, limits);
             }
+            ToEngine::ServeBlock { id, volume, device } => {
+                let served = self.blocks.serve(&mut self.ring, volume, device);
+                let result = served.map_err(|errno| Failure::Configuration {
+                    code: NO_MEMORY,
+                    info: vec![format!("the queue of the block device: {errno}")],
+                });
+                self.outbox.push(FromEngine::Reply { id, result });
+            }
             ToEngine::HandlerExit { handler, status } => self.feed(Event::HandlerExit { handler, status }),
             ToEngine::Publish(number) => {
                 self.answered = self.answered.max(number);
@@ -405,6 +444,7 @@ impl Reactor {
             ToEngine::Stop => {
                 self.stop_by.get_or_insert(self.now.after(STOP_PATIENCE));
                 self.clients.hang_up_all(&mut self.ring);
+                self.blocks.leave();
             }
         }
     }

@@ -163,6 +163,14 @@ impl<T: Copy + Debug> Ring<T> {
         self.pool().allocate_leaving(bytes, reserve_mebibytes)
     }
 
+    /// See [`BufferPool::grow`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn grow(&mut self, mebibytes: usize) -> Result<(), Errno> {
+        self.pool().grow(mebibytes)
+    }
+
     /// See [`BufferPool::retain`].
     pub fn retain(&mut self, buffer: BufferHandle) {
         self.pool().retain(buffer);
@@ -296,6 +304,21 @@ impl<T: Copy + Debug> Ring<T> {
         self.submit(file, token, Work::Poll { events: events as u32 })
     }
 
+    /// A command of a ublk queue (number 0): the answer to the last request of a tag goes out, and the completion is
+    /// the next request. The kernel has the part of the buffer all the while.
+    #[cfg(feature = "ublk")]
+    pub(crate) fn block_request(
+        &mut self,
+        device: &Descriptor,
+        command: u32,
+        (tag, result): (u16, i32),
+        slice: BufferSlice,
+        token: T,
+    ) -> OperationId {
+        self.pool().pin(slice, KernelAccess::Writes);
+        self.submit(device, token, Work::BlockRequest { command, tag, result, slice })
+    }
+
     /// Asks the kernel to give an operation up. It completes all the same: with `ECANCELED`, or with its result
     /// if it was faster. A disk transfer that the device has already taken cannot be cancelled.
     pub fn cancel(&mut self, operation: OperationId) {
@@ -422,6 +445,12 @@ impl<T: Copy + Debug> Ring<T> {
             }
             Work::Nothing => opcode::Nop::new().build(),
             Work::Poll { events } => opcode::PollAdd::new(fd, events).build(),
+            #[cfg(feature = "ublk")]
+            Work::BlockRequest { command, tag, result, slice } => {
+                let address = self.buffers().pinned_pointer(slice) as u64;
+                let words = crate::ublk::command_words(tag, result, address);
+                opcode::UringCmd16::new(fd, command).cmd(words).build()
+            }
             Work::Cancel => unreachable!("a cancel is queued by itself"),
         };
         self.push(entry.user_data(id));
@@ -450,13 +479,14 @@ impl<T: Copy + Debug> Ring<T> {
 
 impl<T: Copy + Debug> Drop for Ring<T> {
     /// Cancels what can be cancelled and waits for the rest; memory the kernel still holds is given up, not freed.
+    /// Requests of a ublk disk are not waited for: the disk outlives its server.
     fn drop(&mut self) {
         let mut rounds = 0;
         let mut ignored = Vec::new();
         for id in self.slots.ids() {
             self.cancel(OperationId(id));
         }
-        while self.in_flight() > 0 && rounds < 50 {
+        while self.slots.ending() > 0 && rounds < 50 {
             ignored.clear();
             if self.wait(Some(Duration::from_millis(100)), &mut ignored).is_err() {
                 break;

@@ -102,7 +102,30 @@ pub(super) enum Work {
     Poll {
         events: u32,
     },
+    /// A command to a ublk character device: answers the last request of a tag, waits for the next one.
+    #[cfg(feature = "ublk")]
+    BlockRequest {
+        /// The kernel's number of the command.
+        command: u32,
+        tag: u16,
+        /// The answer.
+        result: i32,
+        /// Where the data of the answer are, and the data of the next request will be.
+        slice: BufferSlice,
+    },
     Cancel,
+}
+
+/// Operations that complete when somebody outside wants something, which may be never.
+#[cfg(feature = "ublk")]
+pub(super) const fn waits_for_others(work: &Work) -> bool {
+    matches!(work, Work::BlockRequest { .. })
+}
+
+/// See the other one.
+#[cfg(not(feature = "ublk"))]
+pub(super) const fn waits_for_others(_: &Work) -> bool {
+    false
 }
 
 /// What to do after the kernel's answer.
@@ -118,7 +141,7 @@ impl Work {
     /// Takes one answer of the kernel in.
     pub(super) fn advance(&mut self, result: Result<u32, Errno>) -> Step {
         let storage = !matches!(self, Self::Receive { .. } | Self::Poll { .. } | Self::Cancel);
-        if storage && matches!(result, Err(Errno::EINTR | Errno::EAGAIN)) {
+        if storage && !waits_for_others(self) && matches!(result, Err(Errno::EINTR | Errno::EAGAIN)) {
             return Step::Again;
         }
         match (self, result) {
@@ -153,6 +176,8 @@ impl Work {
         match *self {
             Self::Read { slice, .. } | Self::Receive { slice, .. } => Some((slice, KernelAccess::Writes)),
             Self::Write { slice, .. } => Some((slice, KernelAccess::Reads)),
+            #[cfg(feature = "ublk")]
+            Self::BlockRequest { slice, .. } => Some((slice, KernelAccess::Writes)),
             Self::Sync | Self::Nothing | Self::Zero { .. } | Self::Poll { .. } | Self::Cancel => None,
         }
     }
@@ -242,6 +267,12 @@ impl<T> Slots<T> {
 
     pub(super) const fn len(&self) -> usize {
         self.used
+    }
+
+    /// Operations that end by themselves.
+    pub(super) fn ending(&self) -> usize {
+        let works = self.slots.iter().filter_map(|(_, slot)| slot.as_ref());
+        works.filter(|pending| !waits_for_others(&pending.work)).count()
     }
 
     pub(super) fn ids(&self) -> Vec<u64> {

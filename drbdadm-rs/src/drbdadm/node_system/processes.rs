@@ -92,6 +92,9 @@ pub(super) fn start(
     if let Some(name) = program.file_name().filter(|_| call.helper != Helper::Shell) {
         command.arg0(name);
     }
+    if call.verbose {
+        command.env(crate::VERBOSE_VARIABLE, "1");
+    }
     command
         .args(call.words.iter().skip(1))
         .envs(environment)

@@ -1,0 +1,312 @@
+//! Volumes as block devices of the kernel: `/dev/drbdN`.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use udrbd_tests::machine;
+use udrbd_tests::replica::{Frontend, Kind, Replica};
+use udrbd_tests::shell::Shell as _;
+
+use crate::duo::{Duo, IO};
+
+/// A random write of fio whose every block is checked afterwards; small, as emulated processors are slow.
+const FIO: &str = "fio --name=t --direct=1 --ioengine=libaio --rw=randwrite --bsrange=4k-64k --iodepth=8 \
+                   --verify=crc32c --randseed=7";
+const MOUNT: &str = "/run/share/mnt";
+
+fn run(duo: &mut Duo, script: &str) -> Result<String> {
+    duo.guest.run_limited(&format!("set -e\n{script}"), Duration::from_secs(300))?.expect_success()
+}
+
+/// Tells a daemon to end, and waits until it has.
+fn end_of_daemon(side: &Replica) -> String {
+    format!("pid=$(cat {}/pid); kill $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done", side.run_dir)
+}
+
+/// What has to hold of `/dev` when nothing is configured.
+fn expect_no_names(duo: &mut Duo) -> Result<()> {
+    let left = duo
+        .guest
+        .sh("ls -d /dev/drbd* /dev/ublkb* /dev/ublkc* /run/lock/udrbd-minor-* 2>/dev/null || true")?;
+    if !left.trim().is_empty() {
+        bail!("these were left behind:\n{left}");
+    }
+    Ok(())
+}
+
+/// Refused with DRBD's number, and the holder's name for those who ask.
+fn expect_in_use(duo: &mut Duo, side: &Replica, command: &str, holder: &str) -> Result<()> {
+    let script = format!("UDRBD_VERBOSE=1 {}", side.setup(command));
+    let output = duo.guest.run_limited(&script, Duration::from_secs(60))?;
+    let told =
+        output.stderr.contains("(-12) Device is held open by someone") && output.stderr.contains(holder);
+    if output.status != 11 || !told {
+        bail!("{command} with {holder}: {output:?}");
+    }
+    Ok(())
+}
+
+/// A file system made and filled on one node, read on the other.
+pub(crate) fn fails_over() -> Result<()> {
+    Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Udrbd), |duo| {
+        let (first, second) = (duo.first.clone(), duo.second.clone());
+        duo.connect_and_sync()?;
+        let (here, there) = (first.device(), second.device());
+        let script = format!(
+            "mkdir -p {MOUNT}; mkfs.ext4 -q -F {here}; mount {here} {MOUNT}\n\
+             head -c 5000000 /dev/urandom >{MOUNT}/file; md5sum <{MOUNT}/file >/run/share/sum; sync\n\
+             grep -q '^{here} {MOUNT} ' /proc/mounts\n\
+             test \"$(stat -c %a:%U {here})\" = 660:root\n\
+             ! head -c 512 {there}"
+        );
+        run(duo, &script)?;
+        expect_in_use(duo, &first, "secondary 0", &format!("mounted on {MOUNT}"))?;
+        run(duo, &format!("umount {MOUNT}"))?;
+        first.secondary(&mut duo.guest)?;
+        second.primary(&mut duo.guest, false)?;
+        let script = format!(
+            "test -b {here}; ! head -c 512 {here}\n\
+             mount {there} {MOUNT}; md5sum <{MOUNT}/file | cmp - /run/share/sum; umount {MOUNT}\n\
+             test /dev/drbd/by-disk/vda -ef {here}; test /dev/drbd/by-res/{0}/0 -ef {there}",
+            second.resource
+        );
+        run(duo, &script)?;
+        let size = duo.size(&second)?;
+        duo.compare(size)
+    })
+}
+
+/// A process, a loop device, a claim: each is found, and told from the others.
+pub(crate) fn openers_are_named() -> Result<()> {
+    Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Udrbd), |duo| {
+        let first = duo.first.clone();
+        duo.connect_and_sync()?;
+        let device = first.device();
+        run(duo, &format!("sleep 1000 <{device} >/dev/null 2>&1 & echo $! >/run/share/pid; sleep 0.3"))?;
+        expect_in_use(duo, &first, "secondary 0", "(sleep)")?;
+        expect_in_use(duo, &first, &format!("down {}", first.resource), "(sleep)")?;
+        let nbd = format!("timeout 20 {IO} size nbd:{}/nbd.sock:{}", first.run_dir, first.resource);
+        run(duo, &format!("! {nbd}; kill $(cat /run/share/pid); sleep 0.3; {nbd}"))?;
+        run(duo, &format!("modprobe loop; losetup /dev/loop7 {device}"))?;
+        expect_in_use(duo, &first, "secondary 0", "used by loop7")?;
+        run(duo, &format!("losetup -d /dev/loop7; mkswap {device}; swapon {device}"))?;
+        expect_in_use(duo, &first, "secondary 0", "used as swap space")?;
+        run(
+            duo,
+            &format!(
+                "swapoff {device}; modprobe dm-mod; dmsetup create t --table '0 2048 linear {device} 0'"
+            ),
+        )?;
+        expect_in_use(duo, &first, "secondary 0", "used by dm-")?;
+        // What was refused has changed nothing.
+        run(
+            duo,
+            &format!("dd if=/dev/dm-0 of=/dev/null bs=1M count=1; dmsetup remove t; head -c 512 {device}"),
+        )?;
+        first.secondary(&mut duo.guest)
+    })
+}
+
+/// The kernel as peer, in both roles, while fio checks what it wrote.
+pub(crate) fn kernel_peer() -> Result<()> {
+    machine::ensure_packages(&["fio"])?;
+    Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Kernel), |duo| {
+        let (first, second) = (duo.first.clone(), duo.second.clone());
+        duo.connect_and_sync()?;
+        let size = duo.size(&first)?;
+        run(duo, &format!("{FIO} --size=24m --fdatasync=16 --filename={}", first.device()))?;
+        duo.compare(size)?;
+        first.secondary(&mut duo.guest)?;
+        second.primary(&mut duo.guest, false)?;
+        run(duo, &format!("{FIO} --size=16m --randseed=9 --filename={}", second.device()))?;
+        second.secondary(&mut duo.guest)?;
+        first.primary(&mut duo.guest, false)?;
+        run(duo, &format!("{FIO} --size=16m --randseed=9 --verify_only --filename={}", first.device()))?;
+        duo.compare(size)
+    })
+}
+
+/// What tools read of the device, beside what they read of the kernel's.
+pub(crate) fn figures() -> Result<()> {
+    Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Kernel), |duo| {
+        let (first, second) = (duo.first.clone(), duo.second.clone());
+        duo.connect_and_sync()?;
+        let figures = |device: &str| format!("blockdev --getsize64 --getss --getpbsz --getro {device}");
+        let ours = run(duo, &figures(&first.device()))?;
+        let disk = format!(
+            "queue=/sys/dev/block/$(printf '%d:%d' 0x$(stat -c %t {0}) 0x$(stat -c %T {0}))/queue\n\
+             test \"$(cat $queue/write_cache)\" = 'write back'; test $(cat $queue/fua) = 1\n\
+             test $(cat $queue/discard_max_bytes) -gt 0; test $(cat $queue/write_zeroes_max_bytes) -gt 0\n\
+             test $(cat $queue/max_hw_sectors_kb) = 128; cat $queue/rotational /sys/block/vda/queue/rotational",
+            first.device()
+        );
+        let rotational = run(duo, &disk)?;
+        if rotational != "1\n1\n" && rotational != "0\n0\n" {
+            bail!("rotational here and of the disk: {rotational}");
+        }
+        let size = duo.size(&first)?;
+        let discard = format!(
+            "tr '\\0' 'x' </dev/zero | dd of={0} bs=1M count=8 iflag=fullblock oflag=direct status=none\n\
+             blkdiscard -o 1048576 -l 2097152 {0}; blkdiscard -z -o 4194304 -l 1048576 {0}\n\
+             cmp -n 2097152 -i 1048576:0 {0} /dev/zero; cmp -n 1048576 -i 4194304:0 {0} /dev/zero\n\
+             dd if={0} bs=1M count=1 iflag=direct status=none | tr -d x | wc -c | grep -qx 0",
+            first.device()
+        );
+        run(duo, &discard)?;
+        duo.compare(size)?;
+        run(duo, &format!("blkdiscard -f {}", first.device()))?;
+        first.secondary(&mut duo.guest)?;
+        second.primary(&mut duo.guest, false)?;
+        let kernels = run(duo, &figures(&second.device()))?;
+        if ours != kernels {
+            bail!("ours: {ours}\nthe kernel's: {kernels}");
+        }
+        Ok(())
+    })
+}
+
+/// Where the disk cannot be made the promotion fails, and can be had as soon as it can.
+pub(crate) fn failing_start() -> Result<()> {
+    Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Kernel), |duo| {
+        let first = duo.first.clone();
+        duo.connect_and_sync()?;
+        first.secondary(&mut duo.guest)?;
+        run(duo, "mv /dev/ublk-control /dev/ublk-elsewhere")?;
+        let refused = first.try_minor_verb(&mut duo.guest, "primary", "")?;
+        run(duo, "mv /dev/ublk-elsewhere /dev/ublk-control")?;
+        if refused.status == 0
+            || !refused.stderr.contains("/dev/drbd0 cannot be started: ublk: add a disk: ENOENT")
+        {
+            bail!("{refused:?}");
+        }
+        let role = first.status(&mut duo.guest)?.role;
+        if role != "Secondary" {
+            bail!("it is {role}");
+        }
+        first.primary(&mut duo.guest, false)?;
+        run(duo, &format!("head -c 512 {}", first.device())).map(drop)
+    })
+}
+
+/// Nodes, links and disks go: with `down`, with the daemon, and where the daemon was killed with the next one.
+pub(crate) fn nothing_stale() -> Result<()> {
+    Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Udrbd), |duo| {
+        let (first, second) = (duo.first.clone(), duo.second.clone());
+        duo.connect_and_sync()?;
+        for side in [&first, &second] {
+            side.down(&mut duo.guest)?;
+        }
+        expect_no_names(duo)?;
+
+        for side in [&first, &second] {
+            side.attach(&mut duo.guest)?;
+        }
+        first.primary(&mut duo.guest, true)?;
+        first.kill_daemon(&mut duo.guest)?;
+        run(duo, "test -b /dev/drbd0; test -e /dev/ublkc0")?;
+        first.start(&mut duo.guest)?;
+        first.attach(&mut duo.guest)?;
+        // A Secondary again, and no disk of the dead one.
+        run(duo, "test -b /dev/drbd0; ! head -c 512 /dev/drbd0; ! ls /dev/ublkb*")?;
+        first.primary(&mut duo.guest, true)?;
+        run(duo, "head -c 512 /dev/drbd0")?;
+
+        // A daemon that is told to end takes everything with it.
+        let run_dir = first.run_dir.clone();
+        run(
+            duo,
+            &format!(
+                "pid=$(cat {run_dir}/pid); kill $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done"
+            ),
+        )?;
+        run(duo, "! ls /dev/drbd0; ! ls /dev/ublkb*; ! ls /dev/drbd/by-disk/vda")?;
+        first.start(&mut duo.guest)?;
+        first.attach(&mut duo.guest)?;
+        for side in [&first, &second] {
+            side.down(&mut duo.guest)?;
+        }
+        expect_no_names(duo)
+    })
+}
+
+/// The daemon is killed several times under a mounted file system with a checked load: nobody notices more than a wait.
+pub(crate) fn live_restart() -> Result<()> {
+    machine::ensure_packages(&["fio"])?;
+    Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Kernel), |duo| {
+        let (first, second) = (duo.first.clone(), duo.second.clone());
+        duo.connect_and_sync()?;
+        let size = duo.size(&first)?;
+        let device = first.device();
+        run(duo, &format!("mkdir -p {MOUNT}; mkfs.ext4 -q -F {device}; mount {device} {MOUNT}"))?;
+        let load = format!("{FIO} --size=24m --time_based --runtime=25 --filename={MOUNT}/file");
+        let job = duo.guest.spawn(&load, Duration::from_secs(400))?;
+        for round in 0..4 {
+            std::thread::sleep(Duration::from_secs(2 + round));
+            if round < 3 {
+                first.kill_daemon(&mut duo.guest)?;
+            } else {
+                run(duo, &end_of_daemon(&first))?;
+            }
+            first.bring_up(&mut duo.guest)?;
+            first.wait_healthy(&mut duo.guest)?;
+            expect_in_use(duo, &first, &format!("down {}", first.resource), "mounted")?;
+            first.primary(&mut duo.guest, false)?;
+        }
+        duo.guest.wait(job)?.expect_success()?;
+        run(duo, &format!("umount {MOUNT}; e2fsck -fn {device}"))?;
+        first.wait_healthy(&mut duo.guest)?;
+        duo.compare(size)?;
+        first.secondary(&mut duo.guest)?;
+        second.primary(&mut duo.guest, false)?;
+        run(duo, &format!("e2fsck -fn {}", second.device()))?;
+        Ok(())
+    })
+}
+
+/// The disk grows below: with this kernel not while the device is open, and at once where it is not.
+pub(crate) fn grows() -> Result<()> {
+    Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Udrbd), |duo| {
+        // Both disks of the guest behind devices that are smaller at first.
+        duo.first.down(&mut duo.guest)?;
+        duo.second.down(&mut duo.guest)?;
+        let small = "modprobe dm-mod\n\
+                     for i in a b; do dmsetup create d$i --table \"0 131072 linear /dev/vd$i 0\"; done";
+        run(duo, small)?;
+        for (side, disk) in [(&mut duo.first, "/dev/dm-0"), (&mut duo.second, "/dev/dm-1")] {
+            disk.clone_into(&mut side.disk);
+        }
+        let (first, second) = (duo.first.clone(), duo.second.clone());
+        for side in [&first, &second] {
+            side.create_md(&mut duo.guest)?;
+            side.attach(&mut duo.guest)?;
+        }
+        duo.connect_and_sync()?;
+        let device = first.device();
+        let before = duo.size(&first)?;
+        let large = "for i in a b; do dmsetup suspend d$i; dmsetup reload d$i --table \"0 196608 linear /dev/vd$i 0\"\n\
+                     dmsetup resume d$i; done";
+        run(duo, large)?;
+        run(duo, &format!("sleep 1000 <{device} >/dev/null 2>&1 & echo $! >/run/share/pid; sleep 0.3"))?;
+        expect_in_use(duo, &first, "resize 0", "cannot resize /dev/drbd0 while it is open")?;
+        run(duo, "kill $(cat /run/share/pid); sleep 0.3")?;
+        first.minor_verb(&mut duo.guest, "resize", "")?;
+        // The peer has its say about the size; until then the device is as it was, and away for a moment afterwards.
+        let larger = format!("blockdev --getsize64 {device} 2>/dev/null || true");
+        let after = duo.guest.wait_for("a larger device", Duration::from_secs(60), |guest| {
+            let bytes: u64 = guest.sh(&larger)?.trim().parse().unwrap_or(0);
+            Ok((bytes > before + (30 << 20)).then_some(bytes))
+        })?;
+        duo.wait_healthy()?;
+        run(
+            duo,
+            &format!(
+                "head -c 5000000 /dev/urandom | dd of={device} bs=1M seek=80 oflag=direct iflag=fullblock"
+            ),
+        )?;
+        duo.compare(after)?;
+        for side in [&first, &second] {
+            side.down(&mut duo.guest)?;
+        }
+        run(duo, "dmsetup remove da; dmsetup remove db").map(drop)
+    })
+}
