@@ -32,6 +32,10 @@ divert() {
 }
 
 restore() {
+    # An upgrade of drbd-utils from one name of a folder to the other can have removed the folder it saw as empty.
+    if [ -e "$KEPT$1" ]; then
+        mkdir -p "${1%/*}"
+    fi
     dpkg-divert --quiet --package udrbd --remove "$(whether_to_move "$1")" --divert "$KEPT$1" "$1"
     rmdir -p --ignore-fail-on-non-empty "$KEPT${1%/*}" 2>/dev/null || true
 }
