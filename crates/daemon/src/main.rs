@@ -50,12 +50,17 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
 
 fn start_logging() {
     let filter = EnvFilter::try_from_env("UDRBD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
+        .with_writer(std::io::stderr);
+    // The journal notes the time itself.
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().init();
+    } else {
+        log.init();
+    }
 }
 
 /// What a process under a file system promises, as far as it is allowed to.

@@ -6,6 +6,7 @@
 mod duo;
 mod link;
 mod metadata;
+mod packaging;
 mod power;
 mod replication;
 
@@ -36,6 +37,11 @@ const CASES: &[Case] = &[
     Case::new("kernel_pair_survives_a_power_cut_of_its_primary", power::kernel_pair),
     Case::new("power_cut_kernel_primary_recovers_against_udrbd", power::kernel_primary),
     Case::new("power_cut_udrbd_primary_recovers_against_kernel", power::udrbd_primary),
+    Case::new(
+        "the_package_beside_drbd_utils_takes_its_names_and_gives_them_back",
+        packaging::beside_drbd_utils,
+    ),
+    Case::new("the_package_alone_works_and_leaves_nothing_behind", packaging::alone),
 ];
 
 fn main() -> ExitCode {
