@@ -55,12 +55,19 @@ fn start_logging() {
         .with_target(false)
         .with_ansi(false)
         .with_writer(std::io::stderr);
-    // The journal notes the time itself.
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
+    if writes_to_journal() {
         log.without_time().init();
     } else {
         log.init();
     }
+}
+
+/// Whether standard error is systemd's journal, which notes the time itself. The variable alone says nothing: it is
+/// inherited by processes that write elsewhere.
+fn writes_to_journal() -> bool {
+    let Ok(about) = nix::sys::stat::fstat(std::io::stderr()) else { return false };
+    let own = format!("{}:{}", about.st_dev, about.st_ino);
+    std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == own)
 }
 
 /// What a process under a file system promises, as far as it is allowed to.

@@ -42,6 +42,7 @@ const CASES: &[Case] = &[
         packaging::beside_drbd_utils,
     ),
     Case::new("the_package_alone_works_and_leaves_nothing_behind", packaging::alone),
+    Case::new("systemd_starts_the_daemon_for_drbdadm_and_again_after_a_crash", packaging::under_systemd),
 ];
 
 fn main() -> ExitCode {

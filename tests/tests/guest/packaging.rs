@@ -72,7 +72,7 @@ impl Node {
 
     /// A node that serves its data keeps its programs; stopped, it lets them go.
     fn remove(&mut self, how: &str) -> Result<()> {
-        let refusal = self.run(&format!("apt-get {how} -y -q udrbd 2>&1"))?;
+        let refusal = self.run(&format!("dpkg --{how} udrbd 2>&1"))?;
         let text = &refusal.stdout;
         ensure!(refusal.status != 0 && text.contains("a resource is Primary"), "not refused: {text}");
         let role = self.sh("drbdadm role r0")?;
@@ -101,7 +101,7 @@ pub(crate) fn beside_drbd_utils() -> Result<()> {
         "{RESOURCE}modprobe drbd usermode_helper=/bin/true; drbdadm create-md --force r0; drbdadm up r0"
     ))?;
     let package = node.package.clone();
-    let refusal = node.run(&format!("apt-get install -y -q {package}"))?;
+    let refusal = node.run(&format!("dpkg -i {package}"))?;
     ensure!(refusal.status != 0, "installed over a running kernel's DRBD");
     ensure!(node.sh(TAKEN_OVER)? == before, "a refused installation left something behind");
     node.sh("drbdadm down r0 && modprobe -r drbd && rm /etc/drbd.d/r0.res")?;
@@ -115,7 +115,6 @@ pub(crate) fn beside_drbd_utils() -> Result<()> {
     ensure!(kept == "7\n", "{kept} files of drbd-utils are kept");
     node.serve()?;
     // Installed once more, as an upgrade does: what runs goes on, what is diverted stays.
-    node.install()?;
     node.sh(&format!("dpkg -i {package}"))?;
     let role = node.sh("drbdadm role r0")?;
     ensure!(role == "Primary/Unknown\n", "after an upgrade: {role}");
@@ -157,5 +156,84 @@ pub(crate) fn alone() -> Result<()> {
     let left =
         node.run("ls -d /etc/drbd.conf /etc/init.d/drbd /etc/drbd.d/* /usr/lib/udrbd /var/lib/udrbd")?.stdout;
     ensure!(left == "/etc/drbd.d/global_common.conf\n/etc/drbd.d/r0.res\n", "left behind: {left}");
+    Ok(())
+}
+
+/// Starts systemd in the guest, in namespaces of its own and with the units it needs here, as the variable `S` to put
+/// before commands. Its first process is the guest's agent, so systemd is the first of a process namespace.
+const SYSTEMD: &str = r#"
+units=/run/test-units
+if [ ! -d $units ]; then
+    mkdir $units
+    cd /usr/lib/systemd/system
+    cp ./*.target systemd-journald*.so* systemd-journald.service modprobe@.service udrbdd.service drbd.service drbd@.service $units
+    printf '[Unit]\nRequires=sysinit.target systemd-journald.service\n' >$units/guest.target
+    hostname >/etc/hostname
+    systemd-machine-id-setup
+    setsid unshare --pid --mount --cgroup --fork bash -c "
+        mount -t proc proc /proc
+        mount -t cgroup2 cgroup2 /sys/fs/cgroup
+        exec env -i container=guest PATH=$PATH SYSTEMD_UNIT_PATH=$units \
+            /lib/systemd/systemd --system --unit=guest.target --log-target=null" >/dev/null 2>&1 &
+    for _ in $(seq 100); do
+        sleep 0.3
+        pgrep -x systemd && break
+    done >/run/test-systemd
+fi
+S="nsenter --target $(head -1 /run/test-systemd) --mount --pid --cgroup --root --wd"
+until $S systemctl is-active --quiet guest.target; do sleep 0.3; done
+"#;
+
+/// Where systemd runs, the daemon is its service, whoever needs it first, and its resources survive a crash.
+pub(crate) fn under_systemd() -> Result<()> {
+    let mut node = Node::boot()?;
+    if node.run("test -x /lib/systemd/systemd")?.status != 0 {
+        return Err(skip("needs systemd"));
+    }
+    node.install()?;
+    node.sh(&format!("{RESOURCE}drbdadm create-md --force r0"))?;
+    let verdict = node.sh(&format!(
+        "{SYSTEMD}$S systemd-analyze verify --man=no udrbdd.service drbd.service drbd@r0.service drbd@r0.target 2>&1"
+    ))?;
+    ensure!(verdict.is_empty(), "systemd-analyze verify says:\n{verdict}");
+
+    let property = |node: &mut Node, unit: &str, name: &str| -> Result<String> {
+        let value = node.sh(&format!("{SYSTEMD}$S systemctl show --property {name} --value {unit}"))?;
+        Ok(value.trim().to_owned())
+    };
+    // drbdadm needs a daemon: it becomes systemd's, not a child of the session.
+    node.sh(&format!("{SYSTEMD}$S drbdadm up r0 && $S drbdadm primary --force r0"))?;
+    ensure!(property(&mut node, "udrbdd", "ActiveState")? == "active", "drbdadm spawned the daemon itself");
+    let process = property(&mut node, "udrbdd", "MainPID")?;
+    let serving = node.sh("cat /run/udrbd/udrbdd.pid")?;
+    ensure!(serving.trim() == process, "{serving} serves, {process} is systemd's");
+    let memory = node.sh(&format!(
+        "{SYSTEMD}$S cat /proc/{process}/oom_score_adj; $S grep 'Max locked' /proc/{process}/limits"
+    ))?;
+    ensure!(memory.starts_with("-1000\n") && memory.contains("unlimited"), "{memory}");
+
+    // It crashes: another one comes, with what was up.
+    node.sh(&format!("{SYSTEMD}$S kill -9 {process}"))?;
+    node.sh(&format!(
+        "{SYSTEMD}until [ \"$($S drbdadm --no-start role r0)\" = Secondary/Unknown ] && \
+         [ \"$($S drbdadm dstate r0)\" = UpToDate/DUnknown ]; do sleep 0.5; done"
+    ))?;
+    let successor = property(&mut node, "udrbdd", "MainPID")?;
+    ensure!(successor != process, "the crashed daemon {process} is still there");
+
+    // The unit of all resources follows the configuration up to the promotion, and takes everything down.
+    node.sh(&format!("{SYSTEMD}$S drbdadm down r0 && $S systemctl stop udrbdd && $S systemctl start drbd"))?;
+    let role = node.sh(&format!("{SYSTEMD}$S drbdadm role r0"))?;
+    ensure!(role == "Primary/Unknown\n", "drbd.service leaves it {role}");
+    node.sh(&format!("{SYSTEMD}$S systemctl stop drbd"))?;
+    let names = node.sh(&format!("{SYSTEMD}$S drbdsetup events2 --now"))?;
+    ensure!(!names.contains("name:r0"), "{names}");
+
+    // So does the unit of one, without the promotion.
+    node.sh(&format!("{SYSTEMD}$S systemctl start drbd@r0"))?;
+    let role = node.sh(&format!("{SYSTEMD}$S drbdadm role r0"))?;
+    ensure!(role == "Secondary/Unknown\n", "drbd@r0.service leaves it {role}");
+    node.sh(&format!("{SYSTEMD}$S systemctl stop drbd@r0 && $S systemctl stop udrbdd"))?;
+    ensure!(property(&mut node, "udrbdd", "ActiveState")? == "inactive", "the daemon does not stop");
     Ok(())
 }
