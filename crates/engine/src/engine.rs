@@ -124,6 +124,11 @@ impl Engine {
             Event::WriteDone { token, result } => self.disk_write_done(token, result),
             Event::MetadataRead { token, result } => self.metadata_read(token, result),
             Event::MetadataWritten { token, block, result } => self.metadata_written(token, block, result),
+            Event::DeviceSize { volume, backing, metadata } => {
+                if let Some(index) = self.volume_index(volume) {
+                    self.device_resized(index, backing, metadata);
+                }
+            }
             Event::Connected(socket) => self.socket_connected(socket),
             Event::Accepted(socket) => self.socket_accepted(socket),
             Event::SocketDown { socket, loss } => self.socket_down(socket, loss),
@@ -228,6 +233,7 @@ impl Engine {
             return false;
         }
         let mut progress = self.run_attach(index);
+        progress |= self.run_resizing(index);
         progress |= self.run_activity_log(index);
         progress |= self.run_bitmap_io(index);
         progress |= self.write_superblock(index);

@@ -20,6 +20,10 @@ pub(crate) enum Ack {
     Written,
     WrittenInSync,
     Failed,
+    /// Not written: a concurrent write of this node replaces it (two Primaries).
+    Superseded,
+    /// Not written: to be repeated when a concurrent write of this node is done (two Primaries).
+    Retry,
 }
 
 impl Engine {
@@ -200,6 +204,8 @@ impl Engine {
             Ack::Written => Packet::WriteAck(block),
             Ack::WrittenInSync => Packet::ResyncWriteAck(block),
             Ack::Failed => Packet::NegativeAck(block),
+            Ack::Superseded => Packet::Superseded(block),
+            Ack::Retry => Packet::RetryWrite(block),
         };
         self.send_on_meta(index, packet);
     }

@@ -9,11 +9,12 @@ use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
 use crate::disk::attach::Attaching;
 use crate::disk::bitmap_io::BitmapIo;
+use crate::disk::resize::Resizing;
 use crate::generation::GenerationSet;
 use crate::interface::{ClientRequest, Counters, DiskOptions, DiskProperties};
 use crate::intervals::IntervalSet;
-use crate::resync::Resync;
 use crate::resync::exchange::Exchange;
+use crate::resync::{Resync, VerifyRange};
 use crate::resync_extents::ResyncExtents;
 use crate::slab::Key;
 use crate::state::{RememberedDisks, VolumeState};
@@ -64,6 +65,10 @@ pub(crate) struct Disk {
     pub(crate) superblock_durable: u64,
     /// The version being written.
     pub(crate) superblock_writing: Option<u64>,
+    /// The superblock on disk says, whatever becomes of the one being written, that the activity log counts after a crash.
+    pub(crate) indicated: bool,
+    /// The same of the one being written.
+    pub(crate) indicating: bool,
     pub(crate) bitmap: Bitmap,
     pub(crate) log: ActivityLog,
     pub(crate) extents: ResyncExtents,
@@ -103,6 +108,7 @@ pub(crate) struct Volume {
     pub(crate) size: Sector,
     pub(crate) disk: Option<Disk>,
     pub(crate) attaching: Option<Box<Attaching>>,
+    pub(crate) resizing: Option<Box<Resizing>>,
     pub(crate) remembered: Option<RememberedDisks>,
     pub(crate) exposed: GenerationId,
     pub(crate) peer_generations: Option<PeerGenerations>,
@@ -140,9 +146,15 @@ pub(crate) struct Volume {
     pub(crate) round_robin: bool,
     pub(crate) counters: Counters,
     pub(crate) resync: Resync,
+    /// Of the next verify this node asks for.
+    pub(crate) verify_range: VerifyRange,
+    /// This node has asked for a verify in this connection.
+    pub(crate) was_verifying: bool,
     pub(crate) exchange: Exchange,
     /// Answer of the peer to a state change request of this volume.
     pub(crate) change_reply: Option<i32>,
+    /// Answers on their way to requests that were decided without them: they must not pass for answers to later ones.
+    pub(crate) stale_replies: u32,
     /// A command holds the volume's state mutex.
     pub(crate) state_locked: bool,
     /// The peer's parameters have been seen in this connection.
@@ -163,6 +175,7 @@ impl Volume {
             size: Sector(0),
             disk: None,
             attaching: None,
+            resizing: None,
             remembered: None,
             exposed: GenerationId::NONE,
             peer_generations: None,
@@ -185,8 +198,11 @@ impl Volume {
             round_robin: false,
             counters: Counters::default(),
             resync: Resync::default(),
+            verify_range: VerifyRange::default(),
+            was_verifying: false,
             exchange: Exchange::default(),
             change_reply: None,
+            stale_replies: 0,
             state_locked: false,
             peer_seen: false,
             held_open: false,
@@ -214,6 +230,11 @@ impl Volume {
             }
             _ => 0,
         }
+    }
+
+    /// Ends the background work, in good order or not: nobody waits for answers to it any more.
+    pub(crate) fn stop_resync(&mut self) {
+        self.counters.peer_pending -= self.resync.stop();
     }
 
     /// The number of set bits.

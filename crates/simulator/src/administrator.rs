@@ -10,8 +10,9 @@ use udrbd_units::{ConnectionState, DiskState, Minor, Role, Sector};
 
 use crate::machine::VOLUME;
 use crate::network::{Ending, NodeId};
-use crate::node::{Purpose, Resolution};
+use crate::node::{Failing, Purpose, Resolution};
 use crate::plan::{Operation, SECOND};
+use crate::traps::Trap;
 use crate::world::{CONVERGENCE, Due, Restore, World};
 
 /// What an attach may be refused with at times: it was given up, or the disk is there already.
@@ -107,7 +108,7 @@ impl World {
                 self.give_up_role(node);
             }
             (Purpose::Attach, Err(Failure::Configuration { code, info }))
-                if !ATTACH_REFUSALS.contains(code) =>
+                if !ATTACH_REFUSALS.contains(code) && !administrator.disk_failed =>
             {
                 let text = format!("node {node}: {code} {info:?}");
                 self.fail("a good disk is attached", text);
@@ -206,6 +207,7 @@ impl World {
     }
 
     fn attach(&mut self, node: NodeId) {
+        self.nodes[node].administrator.disk_failed = false;
         let settings = &self.plan.settings;
         let backing = Sector(settings.backing_sectors[node]);
         let properties = DiskProperties {
@@ -293,10 +295,18 @@ impl World {
 
     /// A step of the plan.
     pub(crate) fn step(&mut self, index: usize) {
-        let operation = self.plan.steps[index].operation;
+        let operation = self.plan.steps[index].operation.clone();
         let text = format!("step {index}: {operation:?}");
         self.say(&text);
+        self.carry_out(operation);
+    }
+
+    /// Does what a plan wants done.
+    pub(crate) fn carry_out(&mut self, operation: Operation) {
         match operation {
+            Operation::When { node, moment, count, delay, then } => {
+                self.traps.push(Trap { node, moment, left: count, delay, then });
+            }
             Operation::Load { requests, depth } => {
                 self.load(requests, depth);
             }
@@ -369,6 +379,13 @@ impl World {
                     self.after(time, Due::Over(Restore::Disk(node)));
                     self.after(time, Due::Over(Restore::Connection(node)));
                 }
+            }
+            Operation::FailDisk { node, metadata, time } => {
+                self.coverage.fault("disk fails");
+                self.nodes[node].failing = Some(Failing { until: self.now + time, metadata });
+                // Nobody attaches it before that is over.
+                self.nodes[node].administrator.wants_disk = false;
+                self.after(time, Due::Over(Restore::Disk(node)));
             }
             Operation::SlowDisk { node, time } => {
                 self.coverage.fault("slow disk");
@@ -528,10 +545,12 @@ impl World {
 
     fn begin_ending(&mut self) {
         self.say("the end begins");
+        self.traps.clear();
         self.network.latency = self.plan.settings.network_latency;
         self.restore(Restore::Link);
         for node in 0..2 {
             self.nodes[node].slow_until = 0;
+            self.nodes[node].failing = None;
             self.restore(Restore::Power(node));
             self.restore(Restore::Io(node));
             self.restore(Restore::Resync(node));

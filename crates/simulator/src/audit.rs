@@ -37,11 +37,13 @@ impl World {
         self.coverage.check("audits");
         let mut random = self.random.fork();
         let disks = [0, 1].map(|node| {
-            let mut disk = self.nodes[node].disk.clone();
             let in_flight = self.nodes[node].in_flight.values().filter_map(|operation| operation.write());
-            disk.lose_power(&mut random, in_flight);
-            disk
+            self.nodes[node].disk.without_power(&mut random, in_flight)
         });
+        for (node, disk) in disks.iter().enumerate() {
+            let order = self.checker.check_order(node, disk);
+            self.check("a mirror keeps the order of writes", order);
+        }
         let found = Checker::differences([&disks[0], &disks[1]], &[]);
         if found.is_empty() {
             return;

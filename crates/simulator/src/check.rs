@@ -39,12 +39,17 @@ pub(crate) struct WriteRecord {
 pub(crate) type View = BTreeMap<u64, Vec<Tag>>;
 
 const ZERO: &[Tag] = &[0];
+/// Mirrored writes whose order is looked at.
+const ORDER_CHECKED: usize = 200;
 
 /// The rules, and what is known.
 pub(crate) struct Checker {
     pub(crate) writes: Vec<WriteRecord>,
     pub(crate) views: [View; 2],
     pub(crate) exclusive: [BTreeSet<Tag>; 2],
+    /// Writes each disk alone has of which its node does not know that yet: the peer failed with the acknowledgement on its
+    /// way. They become exclusive when the node hears of the failure, and never if it fails itself before.
+    unnoticed: [BTreeSet<Tag>; 2],
     /// An administrator allowed this disk's data to be discarded.
     pub(crate) excused: [bool; 2],
     /// Completed writes of a node's clients that no flush of theirs has confirmed.
@@ -65,6 +70,7 @@ impl Checker {
             writes: vec![nothing],
             views: [View::new(), View::new()],
             exclusive: [BTreeSet::new(), BTreeSet::new()],
+            unnoticed: [BTreeSet::new(), BTreeSet::new()],
             excused: [false; 2],
             unflushed: [Vec::new(), Vec::new()],
             mirrored: [Vec::new(), Vec::new()],
@@ -121,19 +127,22 @@ impl Checker {
     }
 
     /// A mirror that lost power holds what was written up to some point, and of what was under way then any part: no
-    /// write without all that had completed before it was issued (io spec I6).
-    pub(crate) fn check_order(&mut self, disk: NodeId, found: &Disk) -> Result<(), Violation> {
-        let mirrored = std::mem::take(&mut self.mirrored[disk]);
+    /// write without all that had completed before it was issued (io spec I6). `found` is what it would hold.
+    pub(crate) fn check_order(&self, disk: NodeId, found: &Disk) -> Result<(), Violation> {
+        let mirrored = &self.mirrored[disk];
+        // Nearly all of them are on stable storage for long; the rest are the last ones.
+        let recent = &mirrored[mirrored.len().saturating_sub(ORDER_CHECKED)..];
         let holds_some = |number: Tag| {
             let write = self.writes[number as usize];
             write.value != 0
                 && (write.range.start.0..write.range.end().0)
                     .any(|sector| found.data.sector(sector) == Some(&number))
         };
-        let newest = mirrored.iter().copied().filter(|number| holds_some(*number)).max();
-        let Some(newest) = newest else { return Ok(()) };
+        let Some(newest) = recent.iter().copied().rev().find(|number| holds_some(*number)) else {
+            return Ok(());
+        };
         let issued = self.writes[newest as usize].issued;
-        for number in mirrored {
+        for number in recent.iter().copied() {
             if self.writes[number as usize].done < issued && !self.has(found, number, false) {
                 let text = format!(
                     "node {disk} lost write {number}, but holds write {newest}, which was issued after that had completed"
@@ -201,9 +210,23 @@ impl Checker {
         }
     }
 
+    /// A node has heard that its peer is gone: what that may have lost is kept here alone, and the node knows it.
+    pub(crate) fn notices_loss(&mut self, node: NodeId) {
+        let unnoticed = std::mem::take(&mut self.unnoticed[node]);
+        self.exclusive[node].extend(unnoticed);
+    }
+
     /// A write of this node's clients completed. `on`: which disks have it; `good`: which disks hold good data as a
-    /// whole: what another one has does not make it worth keeping.
-    pub(crate) fn complete_write(&mut self, number: Tag, issuer: NodeId, on: [bool; 2], good: [bool; 2]) {
+    /// whole: what another one has does not make it worth keeping. `unnoticed`: the issuer cannot know yet that the peer
+    /// has lost it.
+    pub(crate) fn complete_write(
+        &mut self,
+        number: Tag,
+        issuer: NodeId,
+        on: [bool; 2],
+        good: [bool; 2],
+        unnoticed: bool,
+    ) {
         let now = self.tick();
         self.writes[number as usize].done = now;
         self.zeroing.retain(|other| *other != number);
@@ -215,7 +238,9 @@ impl Checker {
                     self.unflushed[disk].push(number);
                 }
             } else if on[1 - disk] && good[1 - disk] {
-                self.exclusive[1 - disk].insert(number);
+                let later = unnoticed && issuer == 1 - disk;
+                let only_there = if later { &mut self.unnoticed } else { &mut self.exclusive };
+                only_there[1 - disk].insert(number);
             }
         }
     }
@@ -331,6 +356,7 @@ impl Checker {
     /// The daemon of a node is gone: nobody there can flush for those who wrote before.
     pub(crate) fn daemon_lost(&mut self, node: NodeId) {
         self.unflushed[node].clear();
+        self.unnoticed[node].clear();
     }
 
     /// A disk begins to be overwritten with the other's data.
@@ -351,6 +377,7 @@ impl Checker {
         if with_peer {
             self.views[node] = self.views[1 - node].clone();
             self.exclusive = [BTreeSet::new(), BTreeSet::new()];
+            self.unnoticed = [BTreeSet::new(), BTreeSet::new()];
             self.excused = [false; 2];
         } else {
             let mut others = std::mem::take(&mut self.exclusive[1 - node]);
@@ -375,13 +402,28 @@ impl Checker {
 
     /// Sectors in which two disks differ, `busy` ranges left out.
     pub(crate) fn differences(disks: [&Disk; 2], busy: &[SectorRange]) -> Vec<u64> {
-        let [one, other] = [disks[0].data.contents(), disks[1].data.contents()];
-        let mut found: Vec<u64> = one
-            .iter()
-            .filter(|(sector, value)| other.get(*sector) != Some(*value))
-            .chain(other.iter().filter(|(sector, _)| !one.contains_key(*sector)))
-            .map(|(sector, _)| *sector)
-            .collect();
+        let mut found = Vec::new();
+        let [mut one, mut other] = disks.map(|disk| disk.data.contents().iter().peekable());
+        loop {
+            match (one.peek(), other.peek()) {
+                (Some(left), Some(right)) if left == right => {
+                    one.next();
+                    other.next();
+                }
+                (Some((left, _)), Some((right, _))) => {
+                    let (left, right) = (**left, **right);
+                    found.push(left.min(right));
+                    one.next_if(|_| left <= right);
+                    other.next_if(|_| right <= left);
+                }
+                (left, right) => {
+                    let Some((sector, _)) = left.or(right) else { break };
+                    found.push(**sector);
+                    one.next();
+                    other.next();
+                }
+            }
+        }
         found.retain(|sector| !busy.iter().any(|range| range.start.0 <= *sector && *sector < range.end().0));
         found
     }

@@ -8,7 +8,7 @@ use udrbd_units::{DiskState, Sector, SectorRange};
 use crate::disk::Data;
 use crate::machine::{VOLUME, zeroes};
 use crate::network::NodeId;
-use crate::node::ClientRequest;
+use crate::node::{ClientRequest, Mirrored};
 use crate::plan::SECOND;
 use crate::world::{Due, World};
 
@@ -146,10 +146,13 @@ impl World {
         self.feed(node, Event::Request(Request { id, volume: VOLUME, operation, range, buffer }));
     }
 
-    /// Since when a node's writes go to the peer, whose power and daemon have been on as long; `None`: they do not.
-    fn mirrored_since(&self, node: NodeId) -> Option<(u64, u32)> {
-        let own = &self.nodes[node];
-        own.mirroring.then_some((own.interruptions, self.nodes[1 - node].life))
+    /// Since when a node's writes go to the peer, whose power, daemon and disk have been there as long; `None`: they do
+    /// not.
+    fn mirrored_since(&self, node: NodeId) -> Option<Mirrored> {
+        let (own, peer) = (&self.nodes[node], &self.nodes[1 - node]);
+        let since =
+            Mirrored { interruptions: own.interruptions, life: peer.life, disk_losses: peer.disk_losses };
+        (own.mirroring && peer.storing).then_some(since)
     }
 
     /// Whose disk a node's clients read.
@@ -216,7 +219,7 @@ impl World {
         let on = [0, 1].map(|disk| self.checker.has(&self.nodes[disk].disk, write, false));
         let name = format!("write {write} of {:?} on node {node}", request.range);
         // A peer that acknowledged the write and lost power since may have lost it with its cache.
-        let peer_failed = request.mirrored_since.is_some_and(|(_, life)| life != self.nodes[1 - node].life);
+        let peer_failed = request.mirrored_since.is_some_and(|since| since.life != self.nodes[1 - node].life);
         if !on[0] && !on[1] && !peer_failed {
             self.fail("a completed write is on a disk", name);
             return;
@@ -240,6 +243,11 @@ impl World {
             }
         }
         let good = [0, 1].map(|disk: NodeId| self.nodes[disk].disk_state() >= DiskState::Consistent);
-        self.checker.complete_write(write, node, on, good);
+        // The acknowledgement was on its way when the peer lost power with what was in its cache, as if it had come just
+        // before: this node does not know, and if it fails as well before it does, nobody can.
+        let own = &self.nodes[node];
+        let believed = own.mirroring
+            && request.mirrored_since.is_some_and(|since| since.interruptions == own.interruptions);
+        self.checker.complete_write(write, node, on, good, believed && peer_failed);
     }
 }

@@ -155,6 +155,11 @@ impl<V: Clone + PartialEq> Area<V> {
         });
     }
 
+    /// The same without what is read now, which a loss of power replaces: see [`lose_power`](Self::lose_power).
+    fn before_power_loss(&self) -> Self {
+        Self { current: BTreeMap::new(), durable: self.durable.clone(), cached: self.cached.clone() }
+    }
+
     fn lose_power(&mut self, random: &mut Random, fate: CacheFate) {
         for (at, versions) in std::mem::take(&mut self.cached) {
             let kept = match fate {
@@ -231,6 +236,16 @@ impl Disk {
         self.apply(write, || true, true);
     }
 
+    /// A change fails: what it was to write is there in any part, metadata as a whole or not at all.
+    pub(crate) fn fail(&mut self, write: &Write, random: &mut Random) {
+        let whole = random.one_in(2);
+        match &write.change {
+            Change::Data { .. } => self.apply(write, || random.one_in(2), false),
+            Change::Metadata { .. } if whole => self.apply(write, || true, false),
+            Change::Metadata { .. } | Change::Flush => {}
+        }
+    }
+
     fn apply(&mut self, write: &Write, chosen: impl FnMut() -> bool, preflush: bool) {
         if preflush && let Some(count) = write.preflush {
             self.data.flush(count);
@@ -265,6 +280,22 @@ impl Disk {
         let fate = random.pick(&[CacheFate::Lost, CacheFate::Kept, CacheFate::Mixed, CacheFate::Mixed]);
         self.data.lose_power(random, fate);
         self.metadata.lose_power(random, fate);
+    }
+
+    /// The disk as it might be if the power went now.
+    pub(crate) fn without_power<'a>(
+        &self,
+        random: &mut Random,
+        in_flight: impl Iterator<Item = &'a Write>,
+    ) -> Self {
+        let mut disk = Self {
+            data: self.data.before_power_loss(),
+            metadata: self.metadata.before_power_loss(),
+            volatile: self.volatile,
+            completed: self.completed,
+        };
+        disk.lose_power(random, in_flight);
+        disk
     }
 
     /// The daemon dies, with these changes in flight.

@@ -4,14 +4,16 @@
 //! what is lost with it. The same program and the same seed give the same run, so a bug found once can be looked at as
 //! often as it takes.
 //!
-//! * `plan`: what a seed means; `disk` and `network`: what can go wrong with them;
-//! * `world`: the clock and the order of things; `machine`: what a runtime does for an engine; `clients` and
-//!   `administrator`: who use it;
+//! * `plan`: what a seed means; `aims`: plans that concentrate on a narrow window; `disk` and `network`: what can go wrong
+//!   with them;
+//! * `world`: the clock and the order of things; `traps`: what waits for a moment instead of a time; `machine`: what a
+//!   runtime does for an engine; `clients` and `administrator`: who use it;
 //! * `check` and `audit`: the rules (io spec 21); `coverage`: what was seen;
 //! * [`run`] plays one seed.
 #![forbid(unsafe_code)]
 
 mod administrator;
+mod aims;
 mod audit;
 mod check;
 mod clients;
@@ -23,11 +25,12 @@ mod node;
 mod plan;
 mod random;
 mod trace;
+mod traps;
 mod world;
 
 pub use check::Violation;
 pub use coverage::Coverage;
-pub use plan::{Operation, Plan, Step};
+pub use plan::{Moment, Operation, Plan, Step};
 pub use world::Outcome;
 
 #[cfg(feature = "deliberate-bugs")]

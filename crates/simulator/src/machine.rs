@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use udrbd_engine::interface::{Action, Buffer, Event, Payload, Report, SocketId, SocketLoss};
+use udrbd_engine::interface::{Action, Buffer, Event, IoError, Payload, Report, SocketId, SocketLoss};
 use udrbd_metadata::{Flags, Layout, Placement, Striping, Superblock};
 use udrbd_units::{Sector, SectorRange, VolumeNumber};
 use udrbd_wire as wire;
@@ -124,6 +124,7 @@ impl World {
         let delay = self.disk_delay(node);
         let number = self.next_operation;
         self.next_operation += 1;
+        self.disk_passes(node, &operation, false);
         self.nodes[node].in_flight.insert(number, operation);
         let life = self.nodes[node].life;
         self.after(delay, Due::Disk { node, life, operation: number });
@@ -132,17 +133,33 @@ impl World {
     pub(crate) fn disk_done(&mut self, node: NodeId, number: u64) {
         let own = &mut self.nodes[node];
         let Some(operation) = own.in_flight.remove(&number) else { return };
-        if let Some(write) = operation.write() {
-            own.disk.complete(write);
+        let failed = own.failing.is_some_and(|failing| failing.hits(self.now, &operation));
+        // Of a write that failed anything may be there, or nothing.
+        let mut random = if failed { self.random.fork() } else { crate::random::Random::new(0) };
+        let own = &mut self.nodes[node];
+        own.administrator.disk_failed |= failed;
+        match operation.write() {
+            Some(write) if failed => own.disk.fail(write, &mut random),
+            Some(write) => own.disk.complete(write),
+            None => {}
         }
-        let event = match operation {
-            InFlight::Write { token, .. } => Event::WriteDone { token, result: Ok(()) },
-            InFlight::MetadataWrite { token, block, .. } => {
-                Event::MetadataWritten { token, block, result: Ok(()) }
-            }
+        self.disk_passes(node, &operation, true);
+        let event = self.disk_event(node, operation, if failed { Err(IoError { errno: 5 }) } else { Ok(()) });
+        self.feed(node, event);
+    }
+
+    /// What a node hears of an operation of its disk.
+    fn disk_event(&mut self, node: NodeId, operation: InFlight, result: Result<(), IoError>) -> Event {
+        let own = &mut self.nodes[node];
+        match operation {
+            InFlight::Write { token, .. } => Event::WriteDone { token, result },
+            InFlight::MetadataWrite { token, block, .. } => Event::MetadataWritten { token, block, result },
             InFlight::MetadataRead { token, start, bytes } => {
                 let bytes = own.disk.metadata_bytes(start, u64::from(bytes) / 512);
-                Event::MetadataRead { token, result: Ok(bytes) }
+                Event::MetadataRead { token, result: result.map(|()| bytes) }
+            }
+            InFlight::Read { token, buffer, .. } if result.is_err() => {
+                Event::ReadDone { token, buffer, digest: None, zeroes: false, result }
             }
             InFlight::Read { token, range, buffer, digest, look_for_zeroes, found } => {
                 let data = found.unwrap_or_else(|| own.disk.data.read(range.start.0, range.sectors()));
@@ -157,10 +174,9 @@ impl World {
                     }
                     None => own.add_buffer(Rc::new(data)),
                 };
-                Event::ReadDone { token, buffer: Some(buffer), digest, zeroes, result: Ok(()) }
+                Event::ReadDone { token, buffer: Some(buffer), digest, zeroes, result }
             }
-        };
-        self.feed(node, event);
+        }
     }
 
     // The network.
@@ -267,6 +283,7 @@ impl World {
         let mut bytes = Vec::with_capacity(64);
         message.packet.encode(&mut bytes, message.dialect, message.volume, digest, payload_bytes);
         self.coverage.packet(message.packet.command(message.dialect).log_name());
+        self.packet_passes(node, &message.packet);
         let delay = self.network_delay();
         let at = self.network.send(connection, end, self.now, delay, bytes, tail);
         self.at(at, Due::Arrival { connection, direction: end });

@@ -30,12 +30,26 @@ struct Arguments {
     /// Go on after a violation, and count them.
     #[arg(long)]
     go_on: bool,
+    /// Let disks fail in every run.
+    #[arg(long)]
+    failing_disks: bool,
     /// Switch a deliberate bug of the engine on; to be found.
     #[arg(long)]
     bug: Option<String>,
     /// Look for each deliberate bug in turn.
     #[arg(long)]
     all_bugs: bool,
+}
+
+impl Arguments {
+    /// What a seed means.
+    fn plan(&self, seed: u64) -> udrbd_simulator::Plan {
+        if self.failing_disks {
+            udrbd_simulator::Plan::with_failing_disks(seed)
+        } else {
+            udrbd_simulator::Plan::new(seed)
+        }
+    }
 }
 
 fn main() -> ExitCode {

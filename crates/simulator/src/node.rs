@@ -10,7 +10,7 @@ use udrbd_engine::interface::{
 use udrbd_units::{ConnectionState, DiskState, Role, SectorRange};
 use udrbd_wire::DigestAlgorithm;
 
-use crate::disk::{Data, Disk, Tag, Write};
+use crate::disk::{Change, Data, Disk, Tag, Write};
 
 /// A disk operation in flight.
 #[derive(Debug)]
@@ -50,6 +50,17 @@ impl InFlight {
     }
 }
 
+/// By what a later look tells whether a mirroring went on all the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mirrored {
+    /// How often the node had seen it interrupted.
+    pub(crate) interruptions: u64,
+    /// Which life of the peer's daemon it was.
+    pub(crate) life: u32,
+    /// How often the peer had lost its disk.
+    pub(crate) disk_losses: u64,
+}
+
 /// A request of a client that is not complete.
 #[derive(Debug)]
 pub(crate) struct ClientRequest {
@@ -60,12 +71,36 @@ pub(crate) struct ClientRequest {
     /// When it was issued, in the checker's count.
     pub(crate) issued: u64,
     pub(crate) buffer: Option<Buffer>,
-    /// The count of interruptions of the mirroring when it was issued; `None`: it was interrupted then.
-    pub(crate) mirrored_since: Option<(u64, u32)>,
+    /// How the mirroring stood when it was issued; `None`: it was interrupted then.
+    pub(crate) mirrored_since: Option<Mirrored>,
     /// The same for the own disk.
     pub(crate) stored_since: Option<u64>,
     /// What a read might have found when it was issued.
     pub(crate) expected: Vec<Vec<Tag>>,
+}
+
+/// A disk that fails.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failing {
+    /// Until when, nanoseconds.
+    pub(crate) until: u64,
+    /// It is the metadata that cannot be read and written; else the data.
+    pub(crate) metadata: bool,
+}
+
+impl Failing {
+    /// Whether an operation that ends at `now` fails. Zeroes never do: a discard that fails leaves bits set and costs no
+    /// disk, so afterwards a read may find what was there before.
+    pub(crate) fn hits(self, now: u64, operation: &InFlight) -> bool {
+        let hit = match operation {
+            InFlight::Write { write, .. } => {
+                !self.metadata && matches!(&write.change, Change::Data { data, .. } if !data.items.is_empty())
+            }
+            InFlight::Read { .. } => !self.metadata,
+            InFlight::MetadataRead { .. } | InFlight::MetadataWrite { .. } => self.metadata,
+        };
+        hit && now < self.until
+    }
 }
 
 /// What a command is for.
@@ -103,6 +138,8 @@ pub(crate) struct Administrator {
     /// Attaches while connected that came to nothing.
     pub(crate) vain_attaches: u32,
     pub(crate) commands: BTreeMap<CommandId, Purpose>,
+    /// The disk has failed to do something since the last attach began.
+    pub(crate) disk_failed: bool,
 }
 
 impl Administrator {
@@ -134,6 +171,8 @@ pub(crate) struct Node {
     pub(crate) status: Option<ResourceStatus>,
     pub(crate) administrator: Administrator,
     pub(crate) slow_until: u64,
+    /// The disk fails, or has failed.
+    pub(crate) failing: Option<Failing>,
     /// How often the mirroring to the peer was interrupted, and whether it is now.
     pub(crate) interruptions: u64,
     pub(crate) mirroring: bool,
@@ -161,6 +200,7 @@ impl Node {
             status: None,
             administrator: Administrator::default(),
             slow_until: 0,
+            failing: None,
             interruptions: 0,
             mirroring: false,
             disk_losses: 0,

@@ -2,16 +2,54 @@
 
 use udrbd_engine::interface::{DiskOptions, Duration, NetOptions, Protocol, ReadBalancing};
 
+use crate::aims::{self, Aim};
 use crate::network::NodeId;
 use crate::random::Random;
 
-const MILLISECOND: u64 = 1_000_000;
+/// A millisecond of simulated time, in nanoseconds.
+pub(crate) const MILLISECOND: u64 = 1_000_000;
 /// A second of simulated time, in nanoseconds.
 pub(crate) const SECOND: u64 = 1_000 * MILLISECOND;
 
-/// What is done at some time.
+/// Something a node does, by which a fault can be timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// It sends a barrier: an epoch is over.
+    Barrier,
+    /// It acknowledges a mirrored write.
+    WriteAck,
+    /// It acknowledges an epoch.
+    BarrierAck,
+    /// It sends a block of a resync.
+    ResyncData,
+    /// It acknowledges a block of a resync.
+    ResyncAck,
+    /// A write, discard or zeroing of data goes to its disk.
+    DataSubmitted,
+    /// Its disk has completed one of these.
+    DataWritten,
+    /// Its disk has completed a flush that is nothing else.
+    Flushed,
+    /// Its disk has completed a write of metadata.
+    MetadataWritten,
+}
+
+/// What is done at some time.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
+    /// From now on a node is watched for a moment; what follows it is done once.
+    When {
+        /// Which node is watched: 0 or 1.
+        node: NodeId,
+        /// For what.
+        moment: Moment,
+        /// How often it has to come.
+        count: u32,
+        /// How long after it, nanoseconds.
+        delay: u64,
+        /// What is done.
+        then: Box<Self>,
+    },
     /// So many requests of clients, so many at a time, on whichever node is Primary.
     Load {
         /// How many in all.
@@ -113,6 +151,16 @@ pub enum Operation {
         /// For how long, nanoseconds.
         time: u64,
     },
+    /// What is asked of a disk fails for a while; after that it is attached again. Flushes do not fail: a disk that keeps
+    /// nothing it has promised is beyond what any node can do.
+    FailDisk {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// Metadata; else data.
+        metadata: bool,
+        /// For how long, nanoseconds.
+        time: u64,
+    },
     /// A disk becomes slow for a while.
     SlowDisk {
         /// Which node: 0 or 1.
@@ -130,7 +178,7 @@ pub enum Operation {
 }
 
 /// An operation and its time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// When, nanoseconds from the start.
     pub at: u64,
@@ -176,6 +224,8 @@ pub(crate) struct Settings {
 /// A run, as far as it is decided beforehand.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// What it aims at, if it is not left to chance.
+    pub(crate) aim: Option<Aim>,
     /// The circumstances.
     pub(crate) settings: Settings,
     /// What is done, by time.
@@ -189,10 +239,26 @@ pub struct Plan {
 impl Plan {
     /// What a seed means.
     pub fn new(seed: u64) -> Self {
+        Self::with_aim(seed, Aim::of(seed))
+    }
+
+    /// What a seed means where disks fail.
+    pub fn with_failing_disks(seed: u64) -> Self {
+        Self::with_aim(seed, Some(Aim::Failures))
+    }
+
+    fn with_aim(seed: u64, aim: Option<Aim>) -> Self {
         let mut random = Random::new(seed);
-        let settings = settings(&mut random);
-        let steps = steps(&mut random, settings.regions.len() > 20);
-        Self { settings, steps, random, bug: None }
+        let (settings, steps) = match aim {
+            Some(aim) => aims::plan(aim, &mut random),
+            None => {
+                let wide = random.one_in(6);
+                let settings = settings(&mut random, wide);
+                let steps = steps(&mut random, wide);
+                (settings, steps)
+            }
+        };
+        Self { aim, settings, steps, random, bug: None }
     }
 
     /// Switches the deliberate bug on in an engine.
@@ -209,12 +275,12 @@ impl Plan {
 
     /// The same with only the steps of these numbers.
     pub fn keep(&mut self, kept: &[usize]) {
-        self.steps = kept.iter().filter_map(|index| self.steps.get(*index).copied()).collect();
+        self.steps = kept.iter().filter_map(|index| self.steps.get(*index).cloned()).collect();
     }
 }
 
-fn settings(random: &mut Random) -> Settings {
-    let wide = random.one_in(6);
+/// The circumstances of an ordinary run, or of an aimed one before it is given its aim.
+pub(crate) fn settings(random: &mut Random, wide: bool) -> Settings {
     // A wide device has more extents than the activity log has slots.
     let data_mib = if wide { random.between(300, 400) } else { random.between(1, 12) };
     let data_sectors = data_mib * 2048 + 8 * random.below(64);
@@ -316,7 +382,8 @@ fn net_options(random: &mut Random) -> NetOptions {
     options
 }
 
-fn pause(random: &mut Random) -> u64 {
+/// How long a fault lasts.
+pub(crate) fn pause(random: &mut Random) -> u64 {
     match random.below(4) {
         0 => random.between(1, 50) * MILLISECOND,
         1 => random.between(50, 1000) * MILLISECOND,

@@ -3,8 +3,6 @@
 
 use std::process::{Command, Output};
 
-use udrbd_simulator::Plan;
-
 use crate::Arguments;
 
 /// Attempts to leave something out.
@@ -19,6 +17,9 @@ fn own(arguments: &Arguments, words: &[String]) -> Option<Output> {
     command.args(words);
     if let Some(bug) = &arguments.bug {
         command.args(["--bug", bug]);
+    }
+    if arguments.failing_disks {
+        command.arg("--failing-disks");
     }
     command.output().ok()
 }
@@ -44,7 +45,7 @@ fn breaks(seed: u64, kept: &[usize], rule: &str, arguments: &Arguments) -> bool 
 
 /// Tells the shortest plan found for a seed, and how its run ends.
 pub(crate) fn tell(seed: u64, rule: &str, arguments: &Arguments) {
-    let plan = Plan::new(seed);
+    let plan = arguments.plan(seed);
     let mut kept: Vec<usize> = (0..plan.steps.len()).collect();
     let mut attempts = 0;
     let mut size = kept.len() / 2;
@@ -68,7 +69,7 @@ pub(crate) fn tell(seed: u64, rule: &str, arguments: &Arguments) {
     }
     println!("the shortest plan found, {} of {} steps:", kept.len(), plan.steps.len());
     for index in &kept {
-        let step = plan.steps[*index];
+        let step = &plan.steps[*index];
         println!("  {:10.6} step {index}: {:?}", step.at as f64 / 1e9, step.operation);
     }
     let words = words(seed, &kept);
@@ -81,7 +82,8 @@ pub(crate) fn tell(seed: u64, rule: &str, arguments: &Arguments) {
             println!("  {line}");
         }
     }
-    println!("all of it: cargo xtask sim {}", words.join(" "));
+    let disks = if arguments.failing_disks { " --failing-disks" } else { "" };
+    println!("all of it: cargo xtask sim {}{disks}", words.join(" "));
 }
 
 /// Looks for a deliberate bug. `None`: it was not found.

@@ -12,8 +12,9 @@ use crate::check::{Checker, Violation};
 use crate::coverage::Coverage;
 use crate::network::{Network, NodeId};
 use crate::node::Node;
-use crate::plan::{Plan, SECOND};
+use crate::plan::{Operation, Plan, SECOND};
 use crate::random::Random;
+use crate::traps::Trap;
 
 /// Events of a run after which it is taken for endless.
 const EVENTS_MAX: u64 = 3_000_000;
@@ -65,6 +66,8 @@ pub(crate) enum Due {
         end: usize,
     },
     Step(usize),
+    /// What a trap was set for.
+    Sprung(Box<Operation>),
     /// A fault or an absence is over.
     Over(Restore),
     /// Clients look whether they have something to do.
@@ -135,6 +138,8 @@ pub(crate) struct World {
     pub(crate) nodes: [Node; 2],
     pub(crate) network: Network,
     pub(crate) checker: Checker,
+    /// What waits for a moment.
+    pub(crate) traps: Vec<Trap>,
     pub(crate) coverage: Coverage,
     pub(crate) violation: Option<Violation>,
     /// Say on standard output what happens.
@@ -175,6 +180,7 @@ impl World {
             nodes: [Node::new(volatile[0]), Node::new(volatile[1])],
             network: Network::new(latency),
             checker: Checker::new(),
+            traps: Vec::new(),
             coverage: Coverage::default(),
             violation: None,
             tracing,
@@ -203,7 +209,7 @@ impl World {
     fn begin(&mut self) {
         self.create_all_metadata();
         if self.tracing {
-            let text = format!("{:?}", self.plan.settings);
+            let text = format!("aim: {:?}, {:?}", self.plan.aim, self.plan.settings);
             self.say(&text);
         }
         for node in 0..2 {
@@ -323,6 +329,7 @@ impl World {
                 }
             }
             Due::Step(index) => self.step(index),
+            Due::Sprung(operation) => self.spring(*operation),
             Due::Over(restore) => self.restore(restore),
             Due::Clients => {
                 self.clients_due = false;
@@ -444,6 +451,7 @@ impl World {
         let mirroring = peer_disk == DiskState::UpToDate || (syncing && peer_disk != DiskState::Unknown);
         if own.mirroring && !mirroring {
             own.interruptions += 1;
+            self.checker.notices_loss(node);
             self.checker.mirroring_ends(1 - node);
         }
         let own = &mut self.nodes[node];

@@ -83,7 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         report.program(&format!("simulator, {seeds} seeds"), command);
     }
     if let Some(command) = simulator(&["--all-bugs"]) {
-        report.program("simulator, deliberate bugs are found, except 3 it names", command);
+        report.program("simulator, every deliberate bug is found", command);
     }
     report.suite("pairs on this machine", test(&["-p", "udrbd-tests", "--test", "pair"]));
     report.program("demo", own(&["demo", "--once"])?);

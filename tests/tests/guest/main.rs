@@ -9,6 +9,7 @@ mod metadata;
 mod packaging;
 mod power;
 mod replication;
+mod upkeep;
 
 use std::process::ExitCode;
 
@@ -22,6 +23,9 @@ const CASES: &[Case] = &[
     Case::new("a_wrong_secret_keeps_the_pair_apart", replication::wrong_secret),
     Case::new("different_protocols_keep_the_pair_apart", replication::wrong_protocol),
     Case::new("the_smaller_side_decides_the_size", replication::smaller_side_decides),
+    Case::new("a_verify_finds_what_was_planted_whoever_starts_it", upkeep::verify_finds_what_was_planted),
+    Case::new("a_larger_configured_size_is_adopted_and_resynced", upkeep::size_grows),
+    Case::new("a_failing_disk_of_the_secondary_costs_no_write", upkeep::failing_disk_under_load),
     Case::new("kernel_pair_resyncs_after_a_cut_link", link::kernel_pair),
     Case::new("udrbd_resyncs_a_kernel_peer_after_a_cut_link", link::udrbd_primary),
     Case::new("kernel_resyncs_an_udrbd_peer_after_a_cut_link", link::kernel_primary),

@@ -8,7 +8,7 @@ use udrbd_tests::replica::Kind;
 use crate::duo::Duo;
 
 /// Ours against the kernel's, in both parts.
-const MIXED: [(Kind, Kind); 2] = [(Kind::Udrbd, Kind::Kernel), (Kind::Kernel, Kind::Udrbd)];
+pub(crate) const MIXED: [(Kind, Kind); 2] = [(Kind::Udrbd, Kind::Kernel), (Kind::Kernel, Kind::Udrbd)];
 
 pub(crate) fn kernel_pair() -> Result<()> {
     Duo::play((Kind::Kernel, Kind::Kernel), both_take_writes)

@@ -25,6 +25,7 @@ const CASES: &[Case] = &[
     Case::new("a_missing_backing_file_is_a_clear_error", missing_disk),
     Case::new("a_configuration_that_does_not_parse_changes_nothing", bad_configuration),
     Case::new("a_terabyte_costs_no_more_memory_than_its_bitmap", memory_of_a_terabyte),
+    Case::new("disks_that_have_grown_give_a_larger_device", resize),
     Case::new("garbage_on_the_port_leaves_the_daemon_up", garbage_on_port),
 ];
 
@@ -230,6 +231,47 @@ fn missing_disk() -> Result<()> {
         bail!("`up` without a disk gave {}: {}", output.status, output.stderr);
     }
     pair.adm(Node::Alpha, "sh-resources").map(drop)
+}
+
+/// Both disks are made larger under a running pair; the new part is resynced, and everything survives a restart.
+fn resize() -> Result<()> {
+    let mut pair = pair()?;
+    pair.bring_up_and_sync()?;
+    write(&pair, Node::Alpha, 21, 100)?;
+    let TargetName::Nbd(socket, export) = pair.export(Node::Alpha) else { bail!("an export is NBD") };
+    let before = Nbd::connect(&socket, &export)?.size();
+    let grown = 96 << 20;
+    for node in [Node::Alpha, Node::Beta] {
+        std::fs::File::options().write(true).open(&pair.side(node).disk)?.set_len(grown)?;
+    }
+    pair.adm(Node::Alpha, "resize r0")?;
+    let larger = |size: u64| size >= before + (31 << 20);
+    for attempt in 0.. {
+        if larger(Nbd::connect(&socket, &export)?.size()) {
+            break;
+        }
+        if attempt == 100 {
+            bail!("the device does not grow: {}", pair.log(Node::Alpha));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    pair.wait_healthy()?;
+    let mut client = Nbd::connect(&socket, &export)?;
+    let end = client.size() - 4096;
+    client.write(end, &[0xab; 4096], false)?;
+    client.flush()?;
+    drop(client);
+    verify(&pair, Node::Alpha)?;
+    compare(&pair, Node::Alpha)?;
+    // The metadata are found at their new place.
+    pair.adm(Node::Alpha, "secondary r0")?;
+    for node in [Node::Alpha, Node::Beta] {
+        pair.adm(node, "down r0")?;
+        pair.adm(node, "up r0")?;
+    }
+    pair.wait_healthy()?;
+    pair.adm(Node::Beta, "primary r0")?;
+    verify(&pair, Node::Beta)
 }
 
 fn garbage_on_port() -> Result<()> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use udrbd_control::ReturnCode;
 use udrbd_control::options::{OptionChanges, OptionError, OptionSet, ResourceOptions};
 use udrbd_control::protocol::{CommandResult, Request, StreamItem};
-use udrbd_engine::interface::Command;
-use udrbd_units::{ConnectionState, Minor, VolumeNumber};
+use udrbd_engine::interface::{Command, ResizeRequest};
+use udrbd_units::{ConnectionState, Minor, Sector, VolumeNumber};
 
 use super::resource::Resource;
 use super::{Node, State, connect, convert, disks, time_us};
@@ -73,8 +73,26 @@ pub(super) async fn execute(node: &Rc<Node>, request: Request) -> CommandResult 
             node.show(&resource);
             ReturnCode::NoError.into()
         }
-        Request::Resize { .. } | Request::Verify { .. } => {
-            CommandResult::with_info(ReturnCode::PacketNumber, "this build does not know the request")
+        Request::Resize {
+            minor,
+            size_sectors,
+            assume_peer_has_space,
+            assume_clean,
+            al_stripes,
+            al_stripe_size_kib,
+        } => {
+            let request = ResizeRequest {
+                size_sectors: size_sectors.unwrap_or(0),
+                assume_peer_has_space,
+                assume_clean,
+                al_stripes,
+                al_stripe_size_kib,
+            };
+            device(node, minor, |volume| Command::Resize { volume, request }).await
+        }
+        Request::Verify { minor, start_sector, stop_sector } => {
+            let (start, stop) = (start_sector.map(Sector), stop_sector.map(Sector));
+            device(node, minor, |volume| Command::Verify { volume, start, stop }).await
         }
         Request::Snapshot { .. } | Request::Watch { .. } => ReturnCode::InvalidRequest.into(),
     }

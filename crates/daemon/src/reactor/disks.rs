@@ -24,6 +24,8 @@ const GATHERED_MAX: usize = 128;
 struct Slot {
     volume: VolumeNumber,
     disks: DiskPair,
+    /// The sizes the engine knows, of the backing device and of that of the metadata.
+    sizes: (Sector, Sector),
     /// The attach that brought it, until it succeeds.
     attach: Option<CommandId>,
 }
@@ -104,7 +106,8 @@ impl Disks {
         if self.pair(volume).is_some() {
             return false;
         }
-        self.slots.push(Slot { volume, disks, attach: Some(attach) });
+        let sizes = (disks.backing.properties().size, disks.metadata.properties().size);
+        self.slots.push(Slot { volume, disks, sizes, attach: Some(attach) });
         true
     }
 
@@ -221,6 +224,18 @@ impl Reactor {
         let read = Read { token, buffer, bytes: range.bytes, digest, look_for_zeroes, taken };
         let slot = self.disks.reads.insert(read);
         pair.backing.read(&mut self.ring, range.start, buffer.slice(0, range.bytes), Tag::Read(slot));
+    }
+
+    /// Tells the engine if a device of the volume has another size than it knows.
+    pub(super) fn look_at_size(&mut self, volume: VolumeNumber) {
+        let Some(slot) = self.disks.slots.iter_mut().find(|slot| slot.volume == volume) else { return };
+        let found = (slot.disks.backing.current_size(), slot.disks.metadata.current_size());
+        // One that does not tell its size is left to the next request for it.
+        let (Ok(backing), Ok(metadata)) = found else { return };
+        if slot.sizes != (backing, metadata) {
+            slot.sizes = (backing, metadata);
+            self.feed(Event::DeviceSize { volume, backing, metadata });
+        }
     }
 
     pub(super) fn read_done(&mut self, slot: u32, result: Result<u32, Errno>) {

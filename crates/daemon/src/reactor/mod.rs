@@ -367,6 +367,9 @@ impl Reactor {
                     self.outbox.push(FromEngine::Reply { id, result });
                     return;
                 }
+                if let Command::Resize { volume, .. } = command {
+                    self.look_at_size(volume);
+                }
                 self.feed(Event::Command { id, command });
             }
             ToEngine::Attach { id, volume, settings, disks } => {

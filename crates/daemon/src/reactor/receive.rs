@@ -176,7 +176,13 @@ impl Reactor {
             let reception = self.engine.reception(id);
             let Some(socket) = self.network.socket(id) else { return };
             match socket.step(&mut self.ring, reception) {
-                Step::Packet(event) => self.feed(*event),
+                Step::Packet(event) => {
+                    if let Event::Packet { volume, packet: Packet::Sizes(_), .. } = *event {
+                        // The answer depends on the own size, which may have changed, too.
+                        self.look_at_size(volume);
+                    }
+                    self.feed(*event);
+                }
                 Step::Again => {}
                 Step::Wait => return,
                 Step::Malformed(error) => {

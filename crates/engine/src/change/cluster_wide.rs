@@ -70,7 +70,13 @@ impl Engine {
                     self.say(Level::Error, Some(index), line);
                     Some(Code::ClusterWideFailedByPeer)
                 }
-                None => request_outcome_while_waiting(old, wanted, &context),
+                None => {
+                    let outcome = request_outcome_while_waiting(old, wanted, &context);
+                    if outcome.is_some() && self.connection.is_established() {
+                        self.volumes[index].stale_replies += 1;
+                    }
+                    outcome
+                }
             };
             return outcome.map(|code| {
                 request.asked = false;

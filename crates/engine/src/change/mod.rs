@@ -117,6 +117,9 @@ impl Engine {
         }
         self.suspension = new.suspension;
         self.volumes[index].state = new;
+        if old.disk >= DiskState::Inconsistent && new.disk < DiskState::Inconsistent {
+            self.cached_writes_lost(index);
+        }
         self.connection_effects(index, old, new);
         self.disk_effects(index, old, new);
         if old.disk == DiskState::Inconsistent
@@ -149,6 +152,12 @@ impl Engine {
             // The peer took its volume away, and may come with another.
             self.volumes[index].peer_generations = None;
         }
+        if old.connection == Connected && new.connection == ConnectionState::VerifyS {
+            self.begin_own_verify(index);
+        }
+        if old.is_verifying() && !new.is_verifying() {
+            self.end_verify(index);
+        }
         if new.is_syncing() && !old.is_syncing() {
             self.volumes[index].resync.done_posted = false;
         }
@@ -169,6 +178,9 @@ impl Engine {
                 }
                 _ => {}
             }
+        }
+        if new.connection < Connected {
+            self.volumes[index].was_verifying = false;
         }
         if old.connection < Connected && new.connection >= Connected {
             self.connection.connect_count += 1;

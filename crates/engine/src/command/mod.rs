@@ -117,6 +117,8 @@ impl Engine {
             }
             Command::ResumeIo { .. } => self.resume_io(id),
             Command::NewCurrentUuid { clear_bitmap, .. } => self.new_current_uuid(id, known, clear_bitmap),
+            Command::Verify { start, stop, .. } => self.verify(id, known, start, stop),
+            Command::Resize { request, .. } => self.resize(id, known, &request),
             Command::Down => self.go_down(id),
         }
     }
@@ -226,6 +228,8 @@ const fn volume_of(command: &Command) -> Option<udrbd_units::VolumeNumber> {
         | Command::ResumeSync { volume }
         | Command::SuspendIo { volume }
         | Command::ResumeIo { volume }
+        | Command::Verify { volume, .. }
+        | Command::Resize { volume, .. }
         | Command::NewCurrentUuid { volume, .. } => Some(*volume),
     }
 }

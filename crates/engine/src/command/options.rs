@@ -123,7 +123,7 @@ impl Engine {
     }
 
     /// Whether a write holds an extent of the activity log, or is about to.
-    fn holds_extents(&self, index: usize) -> bool {
+    pub(crate) fn holds_extents(&self, index: usize) -> bool {
         self.volumes[index].disk.as_ref().is_some_and(|disk| {
             disk.log.used_extents() > 0
                 || disk.log.pending()

@@ -169,6 +169,7 @@ impl Engine {
             volume.peer_generations = None;
             volume.peer_seen = false;
             volume.change_reply = None;
+            volume.stale_replies = 0;
             volume.flags.discard_my_data = discard;
             volume.flags.use_degraded_wfc_timeout = false;
             volume.flags.resize_pending = false;

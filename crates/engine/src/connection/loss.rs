@@ -70,7 +70,7 @@ impl Engine {
             let volume = &mut self.volumes[index];
             volume.peer_generations = None;
             volume.exchange = Default::default();
-            volume.resync.stop();
+            volume.stop_resync();
             volume.resync.start = None;
             if let Some(disk) = &mut volume.disk {
                 disk.extents.cancel_all();
@@ -92,6 +92,7 @@ impl Engine {
             }
         }
         self.connection.epochs.clear();
+        self.connection.cached_writes.clear();
         self.connection.epoch_count += 1;
         self.connection.epochs.push_back(PeerEpoch::new(self.connection.epoch_count));
         self.connection.sent_epoch = None;

@@ -101,6 +101,8 @@ pub(crate) struct Connection {
     /// Epochs of the peer's writes, the newest last.
     pub(crate) epochs: VecDeque<PeerEpoch>,
     pub(crate) epoch_count: u64,
+    /// Writes of the peer that a volatile cache holds and no flush has confirmed, in their order.
+    pub(crate) cached_writes: VecDeque<crate::peer::CachedWrite>,
     pub(crate) flushes: u32,
     /// The epoch they are for.
     pub(crate) flushed_epoch: u64,
@@ -158,6 +160,7 @@ impl Connection {
             scratch: Vec::new(),
             epochs: VecDeque::from([PeerEpoch::new(0)]),
             epoch_count: 1,
+            cached_writes: VecDeque::new(),
             flushes: 0,
             flushed_epoch: 0,
             write_ordering: WriteOrdering::Flush,

@@ -145,7 +145,7 @@ impl Engine {
         let current = self.volumes[index].size;
         let Some(disk) = &self.volumes[index].disk else { return Verdict::Good };
         let own_user = Sector(disk.options.size_sectors);
-        let own_max = disk.layout.max_capacity(disk.properties.backing_size);
+        let own_max = self.capacity_offered(index).unwrap_or(Sector(0));
         let last_agreed = disk.superblock.la_size_sect;
         self.warn_of_difference(index, "lower level device sizes", own_max, sizes.disk_size);
         self.warn_of_difference(index, "user requested size", own_user, sizes.user_size);
@@ -177,19 +177,14 @@ impl Engine {
                 disk.options.size_sectors = user.0;
             }
         }
+        if self.move_for_peer(index, found.size, sizes) {
+            return Verdict::Good;
+        }
         let grew = found.size > current && current.0 > 0;
         if found.size != current {
             self.apply_size(index, found.size, sizes.flags.contains(wire::SizesFlags::NO_RESYNC));
         }
-        if state.connection > ConnectionState::WFReportParams {
-            if sizes.current_size != self.volumes[index].size {
-                self.send_sizes(index, false, sizes.flags.0);
-            }
-            let pending = std::mem::take(&mut self.volumes[index].flags.resize_pending);
-            if pending || (grew && state.connection == ConnectionState::Connected) {
-                self.resync_grown_part(index, sizes.flags.contains(wire::SizesFlags::NO_RESYNC));
-            }
-        }
+        self.answer_sizes(index, sizes, grew, false);
         Verdict::Good
     }
 

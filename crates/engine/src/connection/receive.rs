@@ -211,6 +211,11 @@ impl Engine {
     }
 
     fn volume_meta_packet(&mut self, index: usize, packet: &Packet) -> bool {
+        let conflict = matches!(packet, Packet::Superseded(_) | Packet::RetryWrite(_));
+        if conflict && (self.connection.resolve_conflicts || !self.allows_two_primaries()) {
+            // Only the other node decides so, and only between two Primaries.
+            return false;
+        }
         let answer = match packet {
             Packet::ReceiveAck(_) => Some(WriteAnswer::Received),
             Packet::WriteAck(_) => Some(WriteAnswer::Written),
@@ -259,8 +264,13 @@ impl Engine {
                 true
             }
             Packet::StateChangeReply(code) => {
-                self.volumes[index].change_reply = Some(code.0);
-                self.attention = true;
+                let volume = &mut self.volumes[index];
+                if volume.stale_replies > 0 {
+                    volume.stale_replies -= 1;
+                } else {
+                    volume.change_reply = Some(code.0);
+                    self.attention = true;
+                }
                 true
             }
             _ => false,

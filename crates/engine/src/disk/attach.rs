@@ -100,6 +100,7 @@ impl Engine {
         flags.was_io_error = false;
         flags.was_read_error = false;
         flags.force_detach = false;
+        self.volumes[index].verify_range = crate::resync::VerifyRange::default();
         let change = self.change_state(index, StateRequest::disk(DiskState::Attaching));
         if !change.is_success() {
             self.reply(command, Err(Failure::state(change)));
@@ -493,6 +494,8 @@ impl Engine {
             superblock_version: u64::from(bracket),
             superblock_durable: 0,
             superblock_writing: None,
+            indicated: attaching.superblock.flags.contains(Flags::PRIMARY_IND),
+            indicating: false,
             bitmap,
             log: ActivityLog::new(u32::from(slots), geometry.layout.striping, 0),
             extents: ResyncExtents::new(),

@@ -87,6 +87,11 @@ impl BitmapIo {
         self.cleared = true;
     }
 
+    /// Whether a page could not be written, so that the superblock has to go on saying that all is out of sync.
+    pub(crate) const fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
     /// Whether a flush is due before the next block that relies on pages being durable; it is taken as done.
     pub(crate) const fn take_unflushed(&mut self) -> bool {
         std::mem::replace(&mut self.unflushed, false)
@@ -273,6 +278,10 @@ impl Engine {
     }
 
     fn step_full_sync(&mut self, index: usize) -> bool {
+        // Metadata that move have the same flag up until they are complete.
+        if self.is_resizing(index) {
+            return false;
+        }
         let Some(disk) = &self.volumes[index].disk else { return false };
         let next = match disk.bitmap_io.full_sync {
             Some(FullSync::Flag(version)) if self.superblock_is_durable(index, version) => {

@@ -4,6 +4,7 @@ mod activity;
 pub(crate) mod attach;
 pub(crate) mod bitmap_io;
 mod detach;
+pub(crate) mod resize;
 mod superblock;
 
 use udrbd_units::{DiskState, SectorRange};
@@ -34,6 +35,8 @@ pub(crate) enum Purpose {
     Transaction,
     /// A step of an attach; the number is the attach's own.
     Attach(u64),
+    /// A block of the empty activity log of metadata that move.
+    Ring,
 }
 
 /// An operation in flight.
@@ -99,6 +102,7 @@ impl Engine {
             Purpose::HintedPage { page } => self.hinted_page_written(io.volume, page, failed),
             Purpose::Transaction => self.transaction_written(io.volume, failed),
             Purpose::Attach(number) => self.attach_written(io.volume, number, result),
+            Purpose::Ring => self.ring_written(io, failed),
             _ => {}
         }
     }

@@ -1,5 +1,7 @@
 //! Writing the superblock: always the newest, one at a time, flushed (metadata spec 8.6).
 
+use udrbd_metadata::Flags;
+
 use super::Purpose;
 use crate::Engine;
 use crate::interface::Action;
@@ -30,11 +32,23 @@ impl Engine {
         let mut block = self.take_block();
         let token = self.start_io(index, Purpose::Superblock);
         let skips_flush = self.bug(crate::bugs::Bug::SuperblockWithoutFlush);
+        let log_is_absent = self.log_is_absent(index);
         let volume = &mut self.volumes[index];
         let number = volume.number;
         let Some(disk) = &mut volume.disk else { return false };
-        disk.superblock.encode_into(&mut block);
+        if log_is_absent && disk.superblock.flags.contains(Flags::PRIMARY_IND) {
+            // Nobody must look for extents in what is at the log's place. (8.4.11 leaves a node that crashes now with
+            // metadata it refuses to attach.)
+            let flags = disk.superblock.flags;
+            disk.superblock.flags = flags.with(Flags::PRIMARY_IND, false).with(Flags::CRASHED_PRIMARY, true);
+            disk.superblock.encode_into(&mut block);
+            disk.superblock.flags = flags;
+        } else {
+            disk.superblock.encode_into(&mut block);
+        }
         disk.superblock_writing = Some(disk.superblock_version);
+        disk.indicating = disk.superblock.flags.contains(Flags::PRIMARY_IND);
+        disk.indicated &= disk.indicating;
         let flush = disk.options.metadata_flushes && !skips_flush;
         self.out.push(Action::WriteMetadata {
             token,
@@ -52,6 +66,7 @@ impl Engine {
         if let Some(version) = disk.superblock_writing.take() {
             // A failed write is not tried again: the disk is on its way out.
             disk.superblock_durable = version;
+            disk.indicated = disk.indicating;
         }
         if failed {
             self.metadata_io_failed(index);

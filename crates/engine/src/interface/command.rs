@@ -145,8 +145,39 @@ pub enum Command {
         /// Forget which blocks differ.
         clear_bitmap: bool,
     },
+    /// `verify`.
+    Verify {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// The first sector, rounded down to a block; `None`: where the last verify ended before its time, or 0.
+        start: Option<Sector>,
+        /// The sector to stop before; `None`: the end.
+        stop: Option<Sector>,
+    },
+    /// `resize`. The runtime tells of another size of the device first ([`Event::DeviceSize`](super::Event::DeviceSize)).
+    Resize {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// How.
+        request: ResizeRequest,
+    },
     /// `down`: everything of the resource, in order.
     Down,
+}
+
+/// What a `resize` asks for (states spec 18.6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResizeRequest {
+    /// The size in sectors; 0: as large as both devices allow.
+    pub size_sectors: u64,
+    /// A peer that is not connected is taken to have the space.
+    pub assume_peer_has_space: bool,
+    /// The new part counts as in sync.
+    pub assume_clean: bool,
+    /// Stripes of the activity log, if they are to change.
+    pub al_stripes: Option<u32>,
+    /// Size of a stripe of the activity log in KiB, if it is to change.
+    pub al_stripe_size_kib: Option<u32>,
 }
 
 /// Why a command failed: DRBD's number and text, and what `drbdsetup` shows as additional information.

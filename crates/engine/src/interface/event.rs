@@ -1,6 +1,6 @@
 //! What happens to the engine.
 
-use udrbd_units::{SectorRange, VolumeNumber};
+use udrbd_units::{Sector, SectorRange, VolumeNumber};
 use udrbd_wire as wire;
 
 use super::{Buffer, Command, CommandId, MetadataBlock};
@@ -153,6 +153,16 @@ pub enum Event {
         block: MetadataBlock,
         /// Success, or the error.
         result: Result<(), IoError>,
+    },
+    /// The backing device, or that of the metadata, has another size than at the attach or when this was told last. To be
+    /// told before a `resize`, and before a P_SIZES of the peer.
+    DeviceSize {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// The size of the backing device.
+        backing: Sector,
+        /// The size of the metadata device; the same for internal metadata.
+        metadata: Sector,
     },
     /// An attempt to connect succeeded.
     Connected(SocketId),

@@ -26,7 +26,50 @@ impl PeerEpoch {
     }
 }
 
+/// A write of the peer that its disk has completed and may still lose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CachedWrite {
+    volume: usize,
+    epoch: u64,
+    sector: udrbd_units::Sector,
+    block_id: udrbd_wire::BlockId,
+    bytes: u32,
+}
+
 impl Engine {
+    /// A write of the peer is in the cache of the disk.
+    pub(crate) fn peer_write_cached(&mut self, request: &super::PeerRequest, epoch: u64) {
+        let index = request.volume;
+        let volatile = self.volumes[index].disk.as_ref().is_some_and(|disk| disk.properties.volatile_cache);
+        if volatile && self.connection.write_ordering == WriteOrdering::Flush {
+            self.connection.cached_writes.push_back(CachedWrite {
+                volume: index,
+                epoch,
+                sector: request.range.start,
+                block_id: request.block_id,
+                bytes: request.range.bytes,
+            });
+            if !self.volumes[index].has_disk() {
+                self.cached_writes_lost(index);
+            }
+        }
+    }
+
+    /// The disk is gone with what was in its cache: the peer, which took these writes for done, is told that they are not,
+    /// before a barrier confirms them. Its bits remember them then.
+    pub(crate) fn cached_writes_lost(&mut self, index: usize) {
+        if self.connection.losing.is_some() {
+            return;
+        }
+        for write in std::mem::take(&mut self.connection.cached_writes) {
+            if write.volume == index {
+                self.send_ack(index, crate::sending::Ack::Failed, write.sector, write.block_id, write.bytes);
+            } else {
+                self.connection.cached_writes.push_back(write);
+            }
+        }
+    }
+
     /// Counts a write of the peer into the current epoch. Returns the epoch.
     pub(crate) fn count_peer_write(&mut self, active: bool) -> u64 {
         if self.connection.epochs.is_empty() {
@@ -87,6 +130,7 @@ impl Engine {
                 return;
             }
             self.connection.epochs.pop_front();
+            self.connection.cached_writes.retain(|write| write.epoch != epoch.id);
             if epoch.size > 0 && self.connection.losing.is_none() {
                 self.send_barrier_ack(barrier, epoch.size);
             }

@@ -7,7 +7,7 @@ mod write;
 use udrbd_units::SectorRange;
 use udrbd_wire as wire;
 
-pub(crate) use epoch::PeerEpoch;
+pub(crate) use epoch::{CachedWrite, PeerEpoch};
 
 use crate::Engine;
 use crate::connection::{Inbound, parameters::Verdict};
@@ -72,6 +72,9 @@ impl Engine {
             return false;
         }
         let Some(index) = self.volume_index(inbound.volume) else { return true };
+        if self.is_resizing(index) {
+            return false;
+        }
         match &inbound.packet {
             wire::Packet::Data(write) => self.may_write_for_peer(
                 index,
@@ -81,6 +84,14 @@ impl Engine {
             wire::Packet::Trim(zero) | wire::Packet::Zeroes(zero) => {
                 self.volumes.iter().all(|volume| volume.peer_writes == 0)
                     && self.may_write_for_peer(index, zero.range(), zero.sequence)
+            }
+            // Nor must a block that a resync which was given up gave to the disk land on the same block of the next one.
+            wire::Packet::ResyncDataReply(reply) => {
+                let range = SectorRange::new(reply.sector, inbound.payload_bytes);
+                !self.volumes[index].sync_writes.overlaps(range)
+            }
+            wire::Packet::ResyncDeallocated(range) => {
+                !self.volumes[index].sync_writes.overlaps(range.range())
             }
             // P_SYNC_UUID may be early (states spec 6.5).
             wire::Packet::SyncUuid(_) => self.may_take_sync_uuid(index),

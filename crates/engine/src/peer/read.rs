@@ -92,7 +92,7 @@ impl Engine {
                 self.answer_resync_read(key, digest, zeroes);
             }
             PeerOperation::Verify { .. } => {
-                self.answer_verify_read(key, digest);
+                self.verify_read_done(key, digest);
                 return;
             }
             PeerOperation::ChecksumRead => {

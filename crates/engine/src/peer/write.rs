@@ -10,8 +10,22 @@ use crate::activity_log::Get;
 use crate::bugs::Bug;
 use crate::connection::parameters::Verdict;
 use crate::interface::{Action, Buffer, Level, Protocol};
+use crate::request::Net;
 use crate::sending::Ack;
 use crate::slab::Key;
+
+/// How a write of the peer meets the own writes under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meeting {
+    /// None is in its way.
+    Free,
+    /// One is, and comes first.
+    Wait,
+    /// This own write replaces all of it.
+    Superseded(SectorRange),
+    /// This own write replaces a part of it: it has to be written again on top.
+    Retry(SectorRange),
+}
 
 impl Engine {
     /// Whether a write of the peer may be taken now: nothing of a resync is in its way, the activity log covers it
@@ -31,14 +45,12 @@ impl Engine {
         if !self.allows_two_primaries() {
             return true;
         }
-        // The node that decides waits for every earlier acknowledgement (io spec 9.1); the other waits for its own
-        // writes that are in the way, as their answers may be behind this one.
-        if self.connection.resolve_conflicts {
-            let seen = wire::SequenceNumber(volume.peer_sequence.wrapping_add(1));
-            !sequence.is_after(seen)
-        } else {
-            self.conflicting(index, range).is_none()
+        // The node that decides waits for every earlier acknowledgement (io spec 9.1).
+        let seen = wire::SequenceNumber(volume.peer_sequence.wrapping_add(1));
+        if self.connection.resolve_conflicts && sequence.is_after(seen) {
+            return false;
         }
+        self.meeting(index, range) != Meeting::Wait
     }
 
     /// Whether both nodes may be Primary.
@@ -46,26 +58,66 @@ impl Engine {
         self.connection.options.as_ref().is_some_and(|options| options.allow_two_primaries)
     }
 
-    /// An own write under way that a write of the peer overlaps.
-    fn conflicting(&self, index: usize, range: SectorRange) -> Option<SectorRange> {
-        let open = |key: Key| self.requests.get(key).is_some_and(|request| !request.completed);
-        self.volumes[index].writes.overlapping(range).find(|(_, key)| open(*key)).map(|(own, _)| own)
+    /// What becomes of a write of the peer, given the own writes under way that it overlaps (io spec 9.3).
+    fn meeting(&self, index: usize, range: SectorRange) -> Meeting {
+        let mut first: Option<SectorRange> = None;
+        for (own, key) in self.volumes[index].writes.overlapping(range) {
+            let Some(request) = self.requests.get(key).filter(|request| !request.completed) else { continue };
+            let at_disk = request.local.is_pending();
+            let concurrent = if self.connection.resolve_conflicts {
+                // A write the peer has answered came before this one there, as every earlier answer has been seen: it has
+                // to be on the disk before it here, too. (8.4.11 calls it concurrent, and the copies differ.)
+                request.net == Net::Pending
+            } else {
+                // The peer decides about the own write first. One that is to be repeated steps aside.
+                false
+            };
+            if concurrent {
+                first = Some(first.filter(|first| first.start <= own.start).unwrap_or(own));
+            } else if at_disk || !(self.connection.resolve_conflicts || request.postponed) {
+                return Meeting::Wait;
+            }
+        }
+        match first {
+            None => Meeting::Free,
+            Some(own) if own.start <= range.start && range.end() <= own.end() => Meeting::Superseded(own),
+            Some(own) => Meeting::Retry(own),
+        }
     }
 
-    /// Both nodes write the same blocks at the same time. Until that is resolved as io spec 9.3 has it, the connection is
-    /// dropped, which is where 8.4.11 ends as well: both copies stay marked, and the nodes meet again as a split brain
-    /// that is detected, instead of with data that differ unnoticed.
-    fn is_conflict(&mut self, index: usize, range: SectorRange) -> bool {
-        if !self.allows_two_primaries() || !self.connection.resolve_conflicts {
-            return false;
+    /// Decides about a write of the peer that meets own ones (io spec 9.3). It is answered here unless it is free. It
+    /// belongs to no epoch: its sender counts it in none either (23.2).
+    fn resolve(
+        &mut self,
+        index: usize,
+        range: SectorRange,
+        block_id: wire::BlockId,
+        payload: Option<Buffer>,
+    ) -> Option<Verdict> {
+        if !self.allows_two_primaries() {
+            return None;
         }
-        let Some(own) = self.conflicting(index, range) else { return false };
-        let text = format!(
-            "Concurrent writes detected: local={}s +{}, remote={}s +{}",
-            own.start, own.bytes, range.start, range.bytes
-        );
-        self.say(Level::Error, Some(index), text);
-        true
+        let (own, ack) = match self.meeting(index, range) {
+            Meeting::Superseded(own) => (own, Ack::Superseded),
+            Meeting::Retry(own) => (own, Ack::Retry),
+            Meeting::Free | Meeting::Wait => return None,
+        };
+        self.release(payload);
+        self.uncover_peer_write(index);
+        if own != range {
+            let first = if ack == Ack::Superseded { "remote" } else { "local" };
+            let text = format!(
+                "Concurrent writes detected: local={}s +{}, remote={}s +{}, assuming {first} came first",
+                own.start, own.bytes, range.start, range.bytes
+            );
+            self.say(Level::Alert, Some(index), text);
+        }
+        // Peers below 100 cannot be told to repeat a write, and what lies outside the own write would be missing here.
+        if ack == Ack::Retry && self.connection.dialect.version < 100 {
+            return Some(Verdict::Reconnect);
+        }
+        self.send_ack(index, ack, range.start, block_id, range.bytes);
+        Some(Verdict::Good)
     }
 
     /// P_DATA.
@@ -83,11 +135,8 @@ impl Engine {
             self.release(payload);
             self.count_peer_write(false);
             self.send_ack(index, Ack::Failed, write.sector, write.block_id, range.bytes);
+            self.restart_postponed(index, range);
             return Verdict::Good;
-        }
-        if self.is_conflict(index, range) {
-            self.release(payload);
-            return Verdict::Reconnect;
         }
         if !intact {
             let text = format!("Digest integrity check FAILED: {}s +{}", range.start, range.bytes);
@@ -98,6 +147,9 @@ impl Engine {
         if !self.is_within_device(index, range) {
             self.release(payload);
             return Verdict::Reconnect;
+        }
+        if let Some(verdict) = self.resolve(index, range, write.block_id, payload) {
+            return verdict;
         }
         let Some(buffer) = payload else { return Verdict::Reconnect };
         let key = self.accept_write(index, range, write.block_id, write.flags, Some(buffer));
@@ -120,13 +172,14 @@ impl Engine {
         if !self.stores_for_peer(index) {
             self.count_peer_write(false);
             self.send_ack(index, Ack::Failed, zero.sector, zero.block_id, range.bytes);
+            self.restart_postponed(index, range);
             return Verdict::Good;
-        }
-        if self.is_conflict(index, range) {
-            return Verdict::Reconnect;
         }
         if !self.is_within_device(index, range) {
             return Verdict::Reconnect;
+        }
+        if let Some(verdict) = self.resolve(index, range, zero.block_id, None) {
+            return verdict;
         }
         let (may_trim, mut zero_out) = if trim {
             (true, !self.connection.dialect.has(wire::Features::WRITE_ZEROES))
@@ -316,10 +369,14 @@ impl Engine {
             if !self.bug(Bug::AckBeforeDisk) {
                 self.acknowledge_write(index, range, request.block_id, flags, acknowledge, request.failed);
             }
+            if !request.failed {
+                self.peer_write_cached(&request, epoch);
+            }
             self.peer_write_completed(epoch);
         } else if self.connection.losing.is_none() {
             self.peer_write_completed(epoch);
         }
+        self.restart_postponed(index, range);
         let waits = !self.connection.inbox.is_empty()
             || self.connection.losing.is_some()
             || !self.volumes[index].overlapping.is_empty()

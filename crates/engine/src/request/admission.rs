@@ -58,7 +58,17 @@ impl Engine {
             && volume.admitted <= limit
             && (self.connection.is_established() || !volume.has_peer_writes())
             && !volume.exchange.demands_silence()
+            && self.is_indicated(index)
             && volume.disk.as_ref().is_none_or(|disk| !disk.bitmap_io.demands_silence())
+    }
+
+    /// The superblock has to say that this node is Primary before its first write: only then the activity log counts after a
+    /// crash (io spec I1). A diskless Primary that gets its disk back was not when the attach wrote it.
+    fn is_indicated(&self, index: usize) -> bool {
+        let volume = &self.volumes[index];
+        volume.state.role != Role::Primary
+            || volume.state.disk < DiskState::Inconsistent
+            || volume.disk.as_ref().is_none_or(|disk| disk.indicated)
     }
 
     fn state_is_stable(&self, index: usize) -> bool {

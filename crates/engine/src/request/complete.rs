@@ -44,10 +44,12 @@ impl Engine {
         let Some(request) = self.requests.get(key) else { return };
         let answered =
             !request.local.is_pending() && (request.net != Net::Pending || self.bug(Bug::CompleteBeforePeer));
+        if request.postponed {
+            // It steps aside for the write of the peer, and starts over after that.
+            self.attention |= !request.local.is_pending();
+            return;
+        }
         if !request.completed && answered {
-            if request.postponed {
-                return;
-            }
             if self.suspension.any() {
                 self.requests[key].held = true;
                 return;

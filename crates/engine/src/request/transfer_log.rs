@@ -18,7 +18,7 @@ pub(crate) enum WriteAnswer {
     WrittenInSync,
     /// Its disk has it not.
     Failed,
-    /// An own, later write of ours has replaced it (two Primaries).
+    /// A write of its own has replaced it (two Primaries).
     Superseded,
     /// Send it again once the conflict is over (two Primaries).
     Retry,
@@ -74,9 +74,14 @@ impl Engine {
             WriteAnswer::Failed => request.net = Net::Failed,
             WriteAnswer::Superseded => {
                 request.net = Net::Ok;
+                // The peer does not count it (io spec 23.2).
+                request.barrier_expected = false;
                 request.net_done = true;
             }
-            WriteAnswer::Retry => request.postponed = true,
+            WriteAnswer::Retry => {
+                request.barrier_expected = false;
+                request.postponed = true;
+            }
         }
         if was_pending && request.net != Net::Pending {
             self.volumes[index].counters.peer_pending -= 1;
@@ -199,6 +204,7 @@ impl Engine {
         for key in self.log.iter().copied().collect::<Vec<_>>() {
             let Some(request) = self.requests.get_mut(key) else { continue };
             request.held = false;
+            request.postponed = false;
             match request.net {
                 // With protocol A nobody knows whether what TCP took has arrived: its bits are set. So are those of a write the
                 // peer has refused, which is not sent again.

@@ -47,11 +47,18 @@ impl Engine {
         let blocks = |other: Key| requests.get(other).is_some_and(|other| !other.completed);
         // With two Primaries a write of the peer that is under way here comes first, too (io spec 9.2).
         let peer_writes = self.allows_two_primaries() && self.volumes[index].peer_ranges.overlaps(range);
-        if peer_writes || self.volumes[index].writes.overlapping(range).any(|(_, other)| blocks(other)) {
+        // A resync that was given up keeps nobody out any more, but what it gave to the disk must not land on top.
+        let on_top = self.volumes[index].sync_writes.overlaps(range);
+        if peer_writes
+            || on_top
+            || self.volumes[index].writes.overlapping(range).any(|(_, other)| blocks(other))
+        {
             self.volumes[index].overlapping.push_back(key);
             return;
         }
-        if self.suspension.any() {
+        // What waited for the activity log while the peer was lost must not complete before the new generation is on disk
+        // (io spec I13).
+        if self.suspension.any() || self.volumes[index].current_due.is_some() {
             self.release_extents(key);
             self.readmit(key);
             return;
@@ -230,6 +237,35 @@ impl Engine {
             } else {
                 self.start_write(key);
             }
+        }
+    }
+
+    /// A write of the peer is done: own writes that stepped aside for it start over (io spec 9.3).
+    pub(crate) fn restart_postponed(&mut self, index: usize, range: SectorRange) {
+        if !self.allows_two_primaries() {
+            return;
+        }
+        let requests = &self.requests;
+        let aside = |key: &Key| {
+            requests.get(*key).is_some_and(|request| request.postponed && !request.local.is_pending())
+        };
+        let overlapping = self.volumes[index].writes.overlapping(range);
+        let restarted: Vec<Key> = overlapping.map(|(_, key)| key).filter(aside).collect();
+        for key in restarted {
+            let request = &mut self.requests[key];
+            request.postponed = false;
+            request.net = Net::None;
+            request.barrier_expected = false;
+            request.local = Local::None;
+            request.in_tree = false;
+            request.in_log = false;
+            let own = request.range;
+            let volume = &mut self.volumes[index];
+            volume.counters.peer_pending -= 1;
+            volume.writes.remove(own, key);
+            volume.overlapping.push_back(key);
+            self.log.retain(|other| *other != key);
+            self.attention = true;
         }
     }
 

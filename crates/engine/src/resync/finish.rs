@@ -24,12 +24,6 @@ impl Engine {
 
     /// Takes the end of a resync further. Returns whether something happened.
     pub(crate) fn run_resync_finish(&mut self, index: usize) -> bool {
-        let volume = &self.volumes[index];
-        if volume.resync.verify.is_some() && volume.state.connection != ConnectionState::VerifyT {
-            // The connection or a disk was lost.
-            self.end_verify(index);
-            return true;
-        }
         match self.volumes[index].resync.finishing {
             None => {
                 let volume = &self.volumes[index];
@@ -78,7 +72,7 @@ impl Engine {
 
     /// A resync ends before its time: a disk has gone, or the connection. What the peer still asks for it gets not.
     pub(crate) fn give_up_resync(&mut self, index: usize) {
-        self.volumes[index].resync.stop();
+        self.volumes[index].stop_resync();
         if let Some(disk) = &mut self.volumes[index].disk {
             disk.extents.cancel_all();
         }
@@ -137,7 +131,7 @@ impl Engine {
         let all_good = self
             .volume_states()
             .all(|state| state.disk == DiskState::UpToDate && state.peer_disk == DiskState::UpToDate);
-        self.volumes[index].resync.stop();
+        self.volumes[index].stop_resync();
         if was_source && fencing && all_good {
             self.run_handler(Handler::UnfencePeer, None);
         }

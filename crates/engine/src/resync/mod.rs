@@ -16,6 +16,7 @@ use crate::interface::{Duration, SyncProgress, Time};
 use crate::slab::Key;
 use control::Controller;
 pub(crate) use source::Locks;
+pub(crate) use verify::VerifyRange;
 
 /// Progress marks kept, and how far they are apart.
 const MARKS: usize = 8;
@@ -74,7 +75,7 @@ pub(crate) struct Resync {
     /// A P_STATE waits for that.
     pub(crate) state_due: bool,
 
-    /// A verify of the peer, from its first request on.
+    /// A verify: an own one, or one of the peer from its first request on.
     pub(crate) verify: Option<verify::Verify>,
 
     pub(crate) done_posted: bool,
@@ -102,7 +103,6 @@ impl Resync {
         self.marks = [(now, total); MARKS];
         self.last_mark = 0;
         self.next_block = 0;
-        self.pending = 0;
         self.asked.clear();
         self.controller = Controller::default();
         self.sectors_arrived = 0;
@@ -124,12 +124,11 @@ impl Resync {
         self.timer = Some(now.after(STEP));
     }
 
-    /// The connection is lost, or the work is over.
-    pub(crate) fn stop(&mut self) {
+    /// The connection is lost, or the work is over. Returns how many answers were awaited: they are counted no more.
+    pub(crate) fn stop(&mut self) -> u32 {
         self.running = false;
         self.total = 0;
         self.failed = 0;
-        self.pending = 0;
         self.asked.clear();
         self.timer = None;
         self.finishing = None;
@@ -140,6 +139,7 @@ impl Resync {
         self.done_posted = false;
         self.peer_is_done = false;
         self.sent_blocks.clear();
+        std::mem::take(&mut self.pending)
     }
 
     /// The resync has ended here, in good order or not: no answer to it clears a bit any more.
@@ -182,7 +182,10 @@ impl Resync {
         let paused = self.paused + self.paused_at.map_or(Duration::ZERO, |at| now.since(at));
         SyncProgress {
             total_blocks: self.total,
-            left_blocks: self.verify.map_or(set_bits.saturating_sub(self.failed), |verify| verify.left),
+            left_blocks: self
+                .verify
+                .as_ref()
+                .map_or(set_bits.saturating_sub(self.failed), |verify| verify.left),
             failed_blocks: self.failed,
             elapsed_ns: now.since(self.started).saturating_sub(paused).as_nanos() as u64,
             paused_ns: paused.as_nanos() as u64,

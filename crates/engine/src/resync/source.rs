@@ -141,10 +141,13 @@ impl Engine {
         self.count_failed_blocks(index, range);
     }
 
+    /// One request or block less that the peer owes an answer to. One of a run that was given up counts no more.
     pub(super) fn resync_answered(&mut self, index: usize) {
         let volume = &mut self.volumes[index];
-        volume.counters.peer_pending = volume.counters.peer_pending.saturating_sub(1);
-        volume.resync.pending = volume.resync.pending.saturating_sub(1);
+        if volume.resync.pending > 0 {
+            volume.resync.pending -= 1;
+            volume.counters.peer_pending -= 1;
+        }
     }
 
     /// Blocks of a resync that stay out of sync.

@@ -34,6 +34,10 @@ impl Engine {
         if volume.resync.timer.is_none_or(|timer| timer > now) {
             return;
         }
+        if volume.state.connection == ConnectionState::VerifyS && volume.resync.verify.is_some() {
+            self.run_verify_step(index);
+            return;
+        }
         if volume.state.connection != ConnectionState::SyncTarget {
             self.volumes[index].resync.timer = None;
             return;

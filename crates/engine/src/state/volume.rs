@@ -140,6 +140,11 @@ impl VolumeState {
         matches!(self.connection, SyncSource | SyncTarget | PausedSyncS | PausedSyncT)
     }
 
+    /// Whether an online verify runs, asked for by either node.
+    pub const fn is_verifying(self) -> bool {
+        matches!(self.connection, ConnectionState::VerifyS | ConnectionState::VerifyT)
+    }
+
     /// The six characters of the kernel's log: suspended, the three pause flags, fencing, no data (states spec 2.4).
     pub const fn flags(self) -> StateFlags {
         StateFlags(self)

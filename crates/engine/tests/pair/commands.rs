@@ -1,9 +1,12 @@
 //! Commands at awkward moments: each is answered, and none does harm.
 
 use udrbd_engine::interface::{
-    AfterSplitBrain, Command, DiskOptions, Fencing, Handler, NetOptions, OnIoError, Operation, SocketId,
+    AfterSplitBrain, Command, CommandId, DiskOptions, Event, Fencing, Handler, NetOptions, OnIoError,
+    Operation, SocketId,
 };
-use udrbd_units::{ConnectionState, DiskState, Minor};
+use udrbd_units::{ConnectionState, DiskState, Minor, Role, VolumeNumber};
+use udrbd_wire as wire;
+use wire::Packet;
 
 use crate::harness::{Pair, VOLUME};
 use crate::{both, demote, fast, promote, synced};
@@ -264,4 +267,44 @@ fn callers_that_wait_are_few() {
         closed += pair.call(0, SocketId(SocketId::FIRST_ACCEPTED.0 + 1000 + number));
     }
     assert!(closed >= 30, "{closed}");
+}
+
+/// A packet of the peer, on the data socket or the other one.
+fn packet(pair: &mut Pair, node: usize, data: bool, packet: Packet) {
+    let socket = pair.socket(node, data).unwrap();
+    let (payload, digest, bytes) = (None, None, Vec::new());
+    let volume = VolumeNumber(0);
+    let event =
+        Event::Packet { socket, volume, packet, payload, payload_bytes: 0, bytes, digest, intact: true };
+    pair.inject(node, event);
+    while pair.step() {}
+}
+
+#[test]
+fn an_answer_that_comes_late_is_not_taken_for_one_to_the_next_request() {
+    let mut met = false;
+    for node in 0..2 {
+        let mut pair = synced();
+        demote(&mut pair, 0);
+        pair.pass(1);
+        pair.cut = true;
+        let command = |pair: &mut Pair, id, command| {
+            pair.inject(node, Event::Command { id: CommandId(id), command });
+            while pair.step() {}
+        };
+        command(&mut pair, 1_000_000, Command::Primary { volume: VOLUME, force: false });
+        // The peer asks for the same. One of the nodes gives way, and the refusal of its own request is still to come.
+        let change = wire::StateChange { role: Some(Role::Primary), ..Default::default() };
+        packet(&mut pair, node, true, Packet::StateChangeRequest(change));
+        if pair.nodes[node].status().peer_role != Role::Primary {
+            continue;
+        }
+        met = true;
+        command(&mut pair, 1_000_001, Command::InvalidateRemote { volume: VOLUME });
+        packet(&mut pair, node, false, Packet::StateChangeReply(wire::StateReturnCode(-19)));
+        assert!(!pair.nodes[node].replies.contains_key(&1_000_001), "{}", pair.describe());
+        packet(&mut pair, node, false, Packet::StateChangeReply(wire::StateReturnCode(1)));
+        assert_eq!(pair.nodes[node].status().connection, ConnectionState::SyncSource);
+    }
+    assert!(met);
 }

@@ -1,6 +1,6 @@
 //! Disks and links that fail half-way, and what must still be so afterwards.
 
-use udrbd_engine::interface::{Command, DiskOptions, Event, Operation};
+use udrbd_engine::interface::{Command, CommandId, DiskOptions, Event, Operation};
 use udrbd_metadata::{Flags, Layout, Placement, Striping};
 use udrbd_units::{ConnectionState, DiskState, GenerationId, Sector, VolumeNumber};
 use udrbd_wire as wire;
@@ -432,4 +432,55 @@ fn an_invalidation_cut_short_is_not_forgotten() {
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
     assert!(pair.nodes[1].says("Began resync as SyncTarget (will sync 20"), "{}", pair.describe());
     assert_eq!(pair.nodes[1].status().counters.out_of_sync_sectors, 0);
+}
+
+#[test]
+fn a_primary_that_gets_its_disk_back_writes_nothing_its_superblock_does_not_know_of() {
+    let mut pair = synced();
+    crate::demote(&mut pair, 0);
+    pair.command(0, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    pair.until(|pair| pair.nodes[0].status().disk == DiskState::Diskless);
+    promote(&mut pair, 0, false);
+    pair.write(0, 0, 7, 4096).unwrap();
+    pair.nodes[0].stuck_metadata = true;
+    pair.begin_attach(0, fast());
+    pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::SyncTarget);
+    let id = pair.submit(0, WRITE, EXTENT, &[9; 4096], 4096);
+    while !pair.nodes[0].completions.contains_key(&id) {
+        if !pair.step() {
+            match pair.kept(0) {
+                0 => pair.pass_ms(1),
+                _ => pair.unstick_first(0),
+            }
+        }
+        let written = pair.nodes[0].load(EXTENT, 4096) == [9; 4096];
+        let primary = pair.nodes[0].superblock(pair.sectors).flags.contains(Flags::PRIMARY_IND);
+        assert!(primary || !written, "after a crash the activity log would not count");
+    }
+}
+
+#[test]
+fn a_write_that_was_lost_with_a_disk_is_taken_back_before_its_barrier_is_acknowledged() {
+    let mut pair = synced();
+    pair.nodes[1].stuck = true;
+    let id = pair.submit(0, WRITE, 0, &[9; 4096], 4096);
+    pair.settle();
+    // Written to the cache, and acknowledged; the flush for its barrier is not done when the disk goes.
+    pair.unstick_first(1);
+    pair.settle();
+    assert!(pair.nodes[0].completions[&id].0.is_ok());
+    pair.packets.clear();
+    let command = Command::Detach { volume: VOLUME, force: false };
+    pair.inject(1, Event::Command { id: CommandId(1_000_000), command });
+    while pair.step() {}
+    pair.unstick(1);
+    pair.until(|pair| pair.nodes[1].status().disk == DiskState::Diskless);
+    pair.settle();
+    let place = |wanted: fn(&Packet) -> bool| {
+        pair.packets.iter().position(|(node, packet)| *node == 1 && wanted(packet))
+    };
+    let taken_back = place(|packet| matches!(packet, Packet::NegativeAck(ack) if ack.sector == Sector(0)));
+    let confirmed = place(|packet| matches!(packet, Packet::BarrierAck(_)));
+    assert!(taken_back.is_some() && taken_back < confirmed, "{:?} {}", pair.packets, pair.describe());
+    assert_eq!(pair.nodes[0].status().counters.out_of_sync_sectors, 8);
 }

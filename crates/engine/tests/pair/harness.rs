@@ -71,6 +71,8 @@ pub(crate) struct Pair {
     pub(crate) refused: bool,
     pub(crate) sectors: u64,
     pub(crate) packets: Vec<(usize, udrbd_wire::Packet)>,
+    /// What happens next is left to chance: the state of a generator of random numbers.
+    pub(crate) chance: Option<u64>,
     seed: u8,
 }
 
@@ -175,6 +177,7 @@ impl Pair {
             refused: false,
             sectors,
             packets: Vec::new(),
+            chance: None,
             seed: 1,
         }
     }
@@ -270,11 +273,17 @@ impl Pair {
         self.pending.entry(to).or_default().push_back(event);
     }
 
-    /// Gives a command and goes on until it is answered.
-    pub(crate) fn command(&mut self, node: usize, command: Command) -> CommandResult {
+    /// Gives a command. Returns under which number the reply comes.
+    pub(crate) fn begin_command(&mut self, node: usize, command: Command) -> u64 {
         let id = self.nodes[node].next;
         self.nodes[node].next += 1;
         self.events.push_back((node, Event::Command { id: CommandId(id), command }));
+        id
+    }
+
+    /// Gives a command and goes on until it is answered.
+    pub(crate) fn command(&mut self, node: usize, command: Command) -> CommandResult {
+        let id = self.begin_command(node, command);
         self.until(|pair| pair.nodes[node].replies.contains_key(&id));
         self.nodes[node].replies.remove(&id).unwrap()
     }
@@ -402,8 +411,61 @@ impl Pair {
         true
     }
 
+    /// A random number below `limit`. Only where things are left to chance.
+    pub(crate) fn random(&mut self, limit: usize) -> usize {
+        let state = self.chance.as_mut().expect("nothing is left to chance");
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        (*state >> 20) as usize % limit
+    }
+
+    /// Any one of the things that can happen next: disks and links are as slow as they like, and each socket keeps its
+    /// own order.
+    fn step_by_chance(&mut self) -> bool {
+        let sockets: Vec<_> = {
+            let mut ready: Vec<_> = self.pending.iter().filter(|(_, queue)| !queue.is_empty()).collect();
+            ready.sort_by_key(|((node, socket), _)| (*node, socket.0));
+            let open = |key: &(usize, SocketId)| {
+                self.nodes[key.0].engine.as_ref().is_some_and(|engine| engine.reception(key.1).is_some())
+            };
+            ready.into_iter().map(|(key, _)| *key).filter(open).collect()
+        };
+        let kept = [self.kept(0), self.kept(1)];
+        let choices = [self.events.len(), kept[0], kept[1], sockets.len()];
+        let total: usize = choices.iter().sum();
+        if total == 0 {
+            return false;
+        }
+        let mut pick = self.random(total);
+        let kind = choices.iter().position(|count| {
+            let here = pick < *count;
+            pick -= if here { 0 } else { *count };
+            here
+        });
+        match kind {
+            Some(0) => {
+                let Some((node, event)) = self.events.remove(pick) else { unreachable!("picked below") };
+                self.feed(node, event);
+            }
+            Some(3) => {
+                let key = sockets[pick];
+                let Some(event) = self.pending.get_mut(&key).and_then(VecDeque::pop_front) else {
+                    unreachable!("picked from those that have something")
+                };
+                self.feed(key.0, event);
+            }
+            Some(node) => self.unstick_one(node - 1, pick),
+            None => unreachable!("picked below the total"),
+        }
+        true
+    }
+
     /// One event happens, if there is one.
     pub(crate) fn step(&mut self) -> bool {
+        if self.chance.is_some() {
+            return self.step_by_chance();
+        }
         if let Some((node, event)) = self.events.pop_front() {
             self.feed(node, event);
             return true;
@@ -506,7 +568,11 @@ impl Pair {
 
     /// The first of what was kept happens now.
     pub(crate) fn unstick_first(&mut self, node: usize) {
-        let action = self.nodes[node].kept.remove(0);
+        self.unstick_one(node, 0);
+    }
+
+    fn unstick_one(&mut self, node: usize, index: usize) {
+        let action = self.nodes[node].kept.remove(index);
         let stuck = (self.nodes[node].stuck, self.nodes[node].stuck_metadata);
         (self.nodes[node].stuck, self.nodes[node].stuck_metadata) = (false, false);
         self.act(node, action);

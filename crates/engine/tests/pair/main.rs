@@ -6,6 +6,10 @@ mod commands;
 mod faults;
 mod harness;
 mod hostile;
+mod resize;
+mod resyncs;
+mod two_primaries;
+mod verify;
 
 use harness::{Pair, VOLUME};
 use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Operation, Protocol};
@@ -436,29 +440,4 @@ fn two_primaries_write_in_turn_without_a_conflict() {
     pair.settle();
     assert!(pair.differences().is_empty());
     assert!(both(&pair, ConnectionState::Connected, DiskState::UpToDate));
-}
-
-#[test]
-fn two_primaries_that_write_the_same_blocks_at_once_part_instead_of_differing_unnoticed() {
-    let mut pair = two_primaries();
-    let write = Operation::Write { fua: false, preflush: false };
-    pair.cut = true;
-    let ids = [0, 1].map(|node| (node, pair.submit(node, write, 0, &[node as u8 + 1; 4096], 4096)));
-    pair.settle();
-    pair.cut = false;
-    pair.until(|pair| ids.iter().all(|(node, id)| pair.nodes[*node].completions.contains_key(id)));
-    pair.until(|pair| pair.nodes.iter().any(|node| node.status().connection == ConnectionState::StandAlone));
-    assert!(
-        pair.nodes
-            .iter()
-            .any(|node| node.says("Concurrent writes detected: local=0s +4096, remote=0s +4096"))
-    );
-    assert!(
-        pair.nodes.iter().any(|node| node.says("Split-Brain detected but unresolved, dropping connection!"))
-    );
-    assert!(
-        pair.nodes.iter().all(|node| node.status().counters.out_of_sync_sectors > 0),
-        "{}",
-        pair.describe()
-    );
 }

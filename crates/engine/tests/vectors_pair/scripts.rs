@@ -14,7 +14,11 @@ use crate::world::{HELD_OPEN, build, net_options, number, recorded_number, run, 
 fn beyond_the_engine(case: &Script) -> Option<String> {
     for step in &case.steps {
         match step.cmd[0].as_str() {
-            "verify" | "resize" => return Some(step.cmd[0].clone()),
+            "verify"
+                if step.after.values().flatten().any(|state| state.conn.as_deref() == Some("VerifyS")) =>
+            {
+                return Some("a verify seen under way".to_owned());
+            }
             "sh" if step.cmd[1] != "true" => return Some("writing below the device".to_owned()),
             "drbdmeta" if step.cmd[1] == "get-gi" => return Some("drbdmeta get-gi".to_owned()),
             _ => {}

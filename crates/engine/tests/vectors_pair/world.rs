@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use udrbd_engine::interface::{
     AfterSplitBrain, Command, CommandResult, DiskOptions, Failure, Fencing, Handler, NetOptions,
-    OnCongestion, OnIoError, OnNoData, Protocol, ResourceOptions, RrConflict,
+    OnCongestion, OnIoError, OnNoData, Protocol, ResizeRequest, ResourceOptions, RrConflict,
 };
 use udrbd_metadata::Flags;
 use udrbd_units::{GenerationId, Sector};
@@ -212,6 +212,8 @@ fn command(pair: &Pair, node: usize, words: &[String]) -> Option<What> {
     let has = |option: &str| words.iter().any(|word| word == option);
     let force = has("--force");
     let volume = VOLUME;
+    let option =
+        |name| words.iter().find_map(|word| word.strip_prefix(name)).map(|text| Sector(sectors(text)));
     let command = match words[0].as_str() {
         "primary" => Command::Primary { volume, force },
         "secondary" => Command::Secondary { volume, held_open: has(HELD_OPEN) },
@@ -232,6 +234,8 @@ fn command(pair: &Pair, node: usize, words: &[String]) -> Option<What> {
         "suspend-io" => Command::SuspendIo { volume },
         "resume-io" => Command::ResumeIo { volume },
         "new-current-uuid" => Command::NewCurrentUuid { volume, clear_bitmap: has("--clear-bitmap") },
+        "verify" => Command::Verify { volume, start: option("--start="), stop: option("--stop=") },
+        "resize" => Command::Resize { volume, request: resize_request(&words[1..]) },
         "down" => Command::Down,
         "del-minor" => Command::DelMinor { volume },
         // An attach does this by itself.
@@ -239,6 +243,29 @@ fn command(pair: &Pair, node: usize, words: &[String]) -> Option<What> {
         _ => return None,
     };
     Some(What::Command(command))
+}
+
+/// The options of `resize`.
+fn resize_request(words: &[String]) -> ResizeRequest {
+    let size = words.iter().find_map(|word| word.strip_prefix("--size="));
+    ResizeRequest {
+        size_sectors: size.map_or(0, sectors),
+        assume_peer_has_space: words.iter().any(|word| word == "--assume-peer-has-space"),
+        assume_clean: words.iter().any(|word| word == "--assume-clean"),
+        ..ResizeRequest::default()
+    }
+}
+
+/// A size with its unit; in sectors where it has none but `s`.
+fn sectors(text: &str) -> u64 {
+    let (number, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_alphabetic()).len());
+    let number: u64 = number.parse().unwrap();
+    match unit {
+        "s" => number,
+        "M" => number * 2048,
+        "G" => number * 2_097_152,
+        _ => number * 2,
+    }
 }
 
 /// DRBD's number for how a command ended; 0 for success.

@@ -42,6 +42,7 @@ pub(crate) fn class(packet: &Packet) -> Class {
         | Packet::DataReply(_)
         | Packet::ResyncDeallocated(_)
         | Packet::ResyncIsInSync(_)
+        | Packet::VerifyRequest(_)
         | Packet::VerifyReply(_)
         | Packet::Ping
         | Packet::PingAck

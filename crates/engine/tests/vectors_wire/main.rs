@@ -84,7 +84,7 @@ captures! {
     vectors_writes_of_protocol_c: "03-writes-proto-C", Whole, Whole;
     vectors_full_initial_sync: "04-full-initial-sync", Whole, Whole;
     vectors_bitmap_resync: "05-bitmap-resync", Whole, Whole;
-    vectors_online_verify: "06-online-verify", Until("verify"), Whole;
+    vectors_online_verify: "06-online-verify", Whole, Whole;
     vectors_checksum_resync: "07-csum-resync", Whole, Whole;
     vectors_discards_and_zeroes: "08-discard-zeroes", Whole, Whole;
     vectors_data_integrity: "09-data-integrity", Whole, Whole;
@@ -94,7 +94,7 @@ captures! {
     vectors_promotion_and_demotion: "12-promote-demote", Whole, Whole;
     vectors_ways_to_disconnect: "13-disconnect-variants", Whole, Whole;
     vectors_conflicting_writes:
-        "14-dual-primary-conflict", Lacking("conflict detection"), Lacking("conflict detection");
+        "14-dual-primary-conflict", Lacking("8.4.11 counts conflicting writes wrongly"), Lacking("8.4.11 counts conflicting writes wrongly");
     vectors_diskless_primary: "15-diskless-primary", Whole, Whole;
     vectors_thin_resync: "16-thin-resync", Whole, Whole;
     vectors_skipped_initial_sync: "17-skip-initial-sync", Whole, Whole;
@@ -106,15 +106,15 @@ captures! {
     vectors_changed_net_options: "22-net-options-change", Whole, Whole;
     vectors_congestion: "23-congestion-ahead-behind", Lacking("pull-ahead"), Whole;
     vectors_invalidate: "24-invalidate", Whole, Whole;
-    vectors_resize: "25-resize", Until("resize"), Whole;
+    vectors_resize: "25-resize", Whole, Whole;
     vectors_io_errors_of_a_secondary: "26-io-errors-on-secondary", Whole, Whole;
     vectors_io_errors_under_protocol_a: "26b-io-errors-proto-A", Whole, Whole;
     vectors_superseded_write_in_a_mixed_epoch:
-        "27-two-primaries-mixed-epoch", Lacking("conflict detection"), Lacking("conflict detection");
+        "27-two-primaries-mixed-epoch", Lacking("8.4.11 counts conflicting writes wrongly"), Lacking("8.4.11 counts conflicting writes wrongly");
     vectors_added_volume: "28-add-volume", Until("new-minor"), Until("new-minor");
     vectors_protocol_86: "proto86", Whole, Whole;
     vectors_protocol_95: "proto95", Whole, Whole;
-    vectors_protocol_100: "proto100", Until("verify"), Whole;
+    vectors_protocol_100: "proto100", Whole, Whole;
     vectors_protocol_101_without_features: "proto101-features0", Whole, Whole;
 }
 

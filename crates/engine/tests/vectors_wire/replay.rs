@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use udrbd_engine::interface::{
     AttachSettings, Command, Event, NetOptions, Operation, SocketId, SocketLoss, Time,
 };
-use udrbd_units::{Minor, VolumeNumber};
+use udrbd_units::{Minor, Sector, VolumeNumber};
 use udrbd_wire::{AuthResponse, Authentication, ConnectionFeatures, DigestValue, Expected, Incoming, Packet};
 
 use crate::captures::session::Received;
@@ -266,6 +266,23 @@ impl<'a> Replay<'a> {
             "pause-sync" => Command::PauseSync { volume },
             "resume-sync" => Command::ResumeSync { volume },
             "new-current-uuid" => Command::NewCurrentUuid { volume, clear_bitmap: true },
+            "verify" => {
+                let option = |name| {
+                    let text = words.iter().find_map(|word| word.strip_prefix(name))?;
+                    Some(Sector(text.trim_end_matches('s').parse().unwrap()))
+                };
+                Command::Verify { volume, start: option("--start="), stop: option("--stop=") }
+            }
+            "resize" => {
+                let size = words.iter().find_map(|word| word.strip_prefix("--size=")?.strip_suffix('s'));
+                let request = udrbd_engine::interface::ResizeRequest {
+                    size_sectors: size.map_or(0, |size| size.parse().unwrap()),
+                    assume_clean: words.contains(&"--assume-clean"),
+                    assume_peer_has_space: words.contains(&"--assume-peer-has-space"),
+                    ..Default::default()
+                };
+                Command::Resize { volume, request }
+            }
             other => return Ok(Some(other.to_owned())),
         };
         let id = self.node.command(command);

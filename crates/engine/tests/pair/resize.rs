@@ -1,0 +1,178 @@
+//! Devices that grow and shrink while they serve (states spec 18).
+
+use udrbd_engine::interface::{Command, DiskOptions, Event, Failure, Operation, ResizeRequest};
+use udrbd_metadata::{Flags, Layout, Placement, Striping, Superblock};
+use udrbd_units::{ConnectionState, DiskState, Sector};
+
+use crate::harness::{Pair, VOLUME};
+use crate::{both, fast, synced};
+
+/// Sectors of the devices of [`synced`], and what they grow to.
+const OLD: u64 = 20 * 2048;
+const NEW: u64 = 30 * 2048;
+
+fn layout(sectors: u64) -> Layout {
+    Layout::new(Placement::Internal, Sector(sectors), Striping::DEFAULT).unwrap()
+}
+
+fn capacity(sectors: u64) -> u64 {
+    layout(sectors).max_capacity(Sector(sectors)).0
+}
+
+/// The device of a node has another size now, and its runtime has noticed.
+fn grow(pair: &mut Pair, node: usize) {
+    pair.sectors = NEW;
+    let (backing, metadata) = (Sector(NEW), Sector(NEW));
+    pair.inject(node, Event::DeviceSize { volume: VOLUME, backing, metadata });
+}
+
+fn resize(pair: &mut Pair, node: usize, request: ResizeRequest) -> Result<(), Failure> {
+    pair.command(node, Command::Resize { volume: VOLUME, request })
+}
+
+fn superblock_at(pair: &Pair, node: usize, sectors: u64) -> Superblock {
+    pair.nodes[node].superblock(sectors)
+}
+
+#[test]
+fn both_devices_grow_and_the_new_part_is_resynced() {
+    let mut pair = synced();
+    pair.write(0, 800, 7, 8192).unwrap();
+    grow(&mut pair, 0);
+    grow(&mut pair, 1);
+    resize(&mut pair, 0, ResizeRequest::default()).unwrap();
+    pair.until(|pair| pair.nodes.iter().all(|node| node.status().size.0 == capacity(NEW)));
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    for node in 0..2 {
+        assert!(pair.nodes[node].says("Writing the whole bitmap"), "{}", pair.describe());
+        assert!(pair.nodes[node].says("Resync of new storage after online grow"), "{}", pair.describe());
+        let superblock = superblock_at(&pair, node, NEW);
+        assert_eq!(superblock.la_size_sect.0, capacity(NEW));
+        assert!(!superblock.flags.contains(Flags::FULL_SYNC));
+        assert_eq!(pair.nodes[node].status().counters.out_of_sync_sectors, 0);
+    }
+    // The new end takes writes, and both nodes have them.
+    pair.write(0, capacity(NEW) - 8, 9, 4096).unwrap();
+    pair.settle();
+    assert_eq!(pair.differences(), Vec::<u64>::new());
+    assert_eq!(pair.nodes[1].load(800, 8192), vec![7; 8192]);
+    // What was written is found again at the new place, after a crash as well: the activity log covers it.
+    pair.kill(0);
+    pair.start(0, fast());
+    assert_eq!(pair.nodes[0].status().size.0, capacity(NEW));
+    assert!(pair.nodes[0].status().counters.out_of_sync_sectors > 0, "{}", pair.describe());
+}
+
+#[test]
+fn a_device_that_has_grown_alone_moves_its_metadata_and_keeps_the_agreed_size() {
+    let mut pair = synced();
+    grow(&mut pair, 0);
+    resize(&mut pair, 0, ResizeRequest::default()).unwrap();
+    pair.settle();
+    assert!(both(&pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(pair.nodes[0].status().size.0, capacity(OLD));
+    assert_eq!(superblock_at(&pair, 0, NEW).la_size_sect.0, capacity(OLD));
+    // The other follows, and tells it: both grow.
+    grow(&mut pair, 1);
+    resize(&mut pair, 1, ResizeRequest { assume_clean: true, ..ResizeRequest::default() }).unwrap();
+    pair.until(|pair| pair.nodes.iter().all(|node| node.status().size.0 == capacity(NEW)));
+    pair.settle();
+    assert!(both(&pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.nodes.iter().all(|node| node.status().counters.out_of_sync_sectors == 0));
+}
+
+#[test]
+fn writes_go_on_while_the_metadata_move() {
+    let mut pair = synced();
+    grow(&mut pair, 0);
+    grow(&mut pair, 1);
+    pair.nodes[0].stuck = true;
+    let write = Operation::Write { fua: false, preflush: false };
+    let before = pair.submit(0, write, 0, &[3; 4096], 4096);
+    pair.settle();
+    let number = pair.begin_command(0, Command::Resize { volume: VOLUME, request: ResizeRequest::default() });
+    let during = pair.submit(0, write, 64, &[4; 4096], 4096);
+    pair.settle();
+    // It waits for the write that holds an extent.
+    assert!(!pair.nodes[0].replies.contains_key(&number));
+    pair.unstick(0);
+    pair.until(|pair| pair.nodes[0].replies.contains_key(&number));
+    pair.until(|pair| [before, during].iter().all(|id| pair.nodes[0].completions.contains_key(id)));
+    pair.until(|pair| pair.nodes.iter().all(|node| node.status().size.0 == capacity(NEW)));
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(pair.differences(), Vec::<u64>::new());
+    assert_eq!(pair.nodes[1].load(64, 4096), vec![4; 4096]);
+}
+
+#[test]
+fn a_crash_while_the_metadata_move_loses_no_bit() {
+    // How many writes of metadata the move takes.
+    let mut writes = 0;
+    for limit in 0.. {
+        let mut pair = synced();
+        // A write that only this node has.
+        pair.command(1, Command::Disconnect { force: false }).unwrap();
+        pair.command(0, Command::Disconnect { force: false }).unwrap();
+        pair.write(0, 800, 7, 4096).unwrap();
+        pair.settle();
+        grow(&mut pair, 0);
+        pair.nodes[0].stuck_metadata = true;
+        let request = ResizeRequest { assume_peer_has_space: true, ..ResizeRequest::default() };
+        let number = pair.begin_command(0, Command::Resize { volume: VOLUME, request });
+        pair.settle();
+        for _ in 0..limit {
+            if pair.kept(0) > 0 {
+                pair.unstick_first(0);
+            }
+            pair.settle();
+        }
+        let over = pair.nodes[0].replies.contains_key(&number);
+        pair.kill(0);
+        pair.nodes[0].stuck_metadata = false;
+        // Before the new superblock is there, the old metadata are as they were.
+        pair.sectors = if limit == 0 { OLD } else { NEW };
+        pair.start(0, DiskOptions::default());
+        let status = pair.nodes[0].status();
+        assert!(status.counters.out_of_sync_sectors >= 8, "after {limit} writes\n{}", pair.describe());
+        if !over && limit > 0 {
+            assert_eq!(status.counters.out_of_sync_sectors, status.size.0, "after {limit} writes");
+        }
+        if over {
+            break;
+        }
+        writes = limit;
+    }
+    assert!(writes > 8, "the log alone has eight blocks");
+}
+
+#[test]
+fn what_a_resize_refuses() {
+    let mut pair = synced();
+    let refused = |code| Err(Failure::Configuration { code, info: Vec::new() });
+    let log = |stripes, kib| ResizeRequest {
+        al_stripes: Some(stripes),
+        al_stripe_size_kib: Some(kib),
+        ..ResizeRequest::default()
+    };
+    assert_eq!(resize(&mut pair, 0, log(1, 4)), refused(168));
+    assert_eq!(resize(&mut pair, 0, log(1 << 16, 1 << 20)), refused(167));
+    assert_eq!(resize(&mut pair, 0, log(4, 1024)), refused(170), "the log would take room from data");
+    pair.command(0, Command::Secondary { volume: VOLUME, held_open: false }).unwrap();
+    assert_eq!(resize(&mut pair, 0, ResizeRequest::default()), refused(131));
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    assert_eq!(resize(&mut pair, 1, log(4, 64)), refused(166));
+    pair.command(1, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    assert_eq!(resize(&mut pair, 1, ResizeRequest::default()), refused(138));
+}
+
+#[test]
+fn a_device_that_shrinks_below_its_data_is_not_believed() {
+    let mut pair = synced();
+    let small = Sector(OLD / 2);
+    pair.inject(0, Event::DeviceSize { volume: VOLUME, backing: small, metadata: small });
+    assert!(pair.nodes[0].says("has shrunk"));
+    resize(&mut pair, 0, ResizeRequest::default()).unwrap();
+    pair.settle();
+    assert_eq!(pair.nodes[0].status().size.0, capacity(OLD));
+    assert!(both(&pair, ConnectionState::Connected, DiskState::UpToDate));
+}

@@ -1,0 +1,112 @@
+//! Resyncs that are given up half-way, and what of them is still at a disk when the next one runs.
+
+use udrbd_engine::interface::{Command, Operation};
+use udrbd_units::{ConnectionState, DiskState};
+
+use crate::harness::{Pair, VOLUME};
+use crate::{both, demote, fast, promote, synced};
+
+const WRITE: Operation = Operation::Write { fua: false, preflush: false };
+
+/// Node 1 lacks one block, which holds 7s, and is about to write it: its disk does not answer. Nobody is Primary.
+fn block_at_the_disk() -> Pair {
+    let mut pair = synced();
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    pair.write(0, 0, 7, 4096).unwrap();
+    demote(&mut pair, 0);
+    pair.command(1, Command::Connect(Box::default())).unwrap();
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::SyncTarget);
+    pair.nodes[1].stuck = true;
+    pair.pass(1);
+    assert_eq!(pair.kept(1), 1, "{}", pair.describe());
+    pair
+}
+
+/// The source's disk goes: the resync is given up on a connection that stays.
+fn given_up() -> Pair {
+    let mut pair = block_at_the_disk();
+    pair.command(0, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::Connected);
+    pair
+}
+
+fn left(pair: &Pair, node: usize) -> u64 {
+    pair.nodes[node].status().counters.out_of_sync_sectors
+}
+
+/// Neither node counts anything as under way.
+fn nothing_is_counted(pair: &mut Pair) {
+    pair.pass(1);
+    for node in 0..2 {
+        let counters = pair.nodes[node].status().counters;
+        let counts = (counters.peer_pending, counters.unacknowledged, counters.local_pending);
+        assert_eq!(counts, (0, 0, 0), "node {node}\n{}", pair.describe());
+        assert_eq!(pair.buffers_owned(node), 0);
+    }
+}
+
+#[test]
+fn a_block_of_a_resync_that_was_given_up_counts_for_no_other() {
+    let mut pair = given_up();
+    pair.attach(0, fast()).unwrap();
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::SyncTarget);
+    pair.pass(1);
+    assert_eq!(left(&pair, 1), 8);
+    pair.unstick_first(1);
+    pair.settle();
+    // The source has sent the block anew and counts only the answer to that.
+    assert_eq!(left(&pair, 1), 8, "{}", pair.describe());
+    pair.unstick(1);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(pair.nodes[1].load(0, 4096), [7; 4096]);
+    nothing_is_counted(&mut pair);
+}
+
+#[test]
+fn the_block_of_the_next_resync_waits_for_the_one_at_the_disk() {
+    let mut pair = given_up();
+    pair.attach(0, fast()).unwrap();
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::SyncTarget);
+    pair.pass(1);
+    assert_eq!(pair.kept(1), 1, "two writes of one block are at the disk: any may be the last");
+    pair.unstick_first(1);
+    pair.settle();
+    assert_eq!(pair.kept(1), 1, "{}", pair.describe());
+}
+
+#[test]
+fn an_own_write_waits_for_the_block_at_the_disk() {
+    let mut pair = given_up();
+    pair.command(1, Command::PauseSync { volume: VOLUME }).unwrap();
+    pair.attach(0, fast()).unwrap();
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::PausedSyncT);
+    promote(&mut pair, 1, false);
+    let id = pair.submit(1, WRITE, 0, &[9; 4096], 4096);
+    pair.settle();
+    assert_eq!(pair.kept(1), 1, "the old block may land on top of the write");
+    pair.unstick_first(1);
+    pair.settle();
+    assert_eq!(pair.kept(1), 1, "{}", pair.describe());
+    pair.unstick(1);
+    pair.until(|pair| pair.nodes[1].completions.contains_key(&id));
+    pair.command(1, Command::ResumeSync { volume: VOLUME }).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    for node in 0..2 {
+        assert_eq!(pair.nodes[node].load(0, 4096), [9; 4096]);
+    }
+    nothing_is_counted(&mut pair);
+}
+
+#[test]
+fn nothing_of_a_resync_stays_counted_that_was_given_up() {
+    let mut pair = given_up();
+    pair.unstick(1);
+    pair.pass(1);
+    nothing_is_counted(&mut pair);
+    let mut pair = block_at_the_disk();
+    pair.break_wires();
+    pair.settle();
+    pair.unstick(1);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    nothing_is_counted(&mut pair);
+}
