@@ -7,6 +7,7 @@
 //! - [`guest`]: a Debian kernel under software emulation with this machine's own root;
 //! - [`shell`]: commands, here or in a guest;
 //! - [`replica`]: one side of a resource, the real DRBD's or ours, driven by the same verbs;
+//! - [`package`]: the Debian package, of built programs;
 //! - [`pair`]: two of our daemons side by side on this machine, without root;
 //! - [`nbd`], [`target`], [`workload`]: a client, and writes that can be checked after any crash;
 //! - [`runner`]: a test harness whose tests may say that they were skipped, and why.
@@ -14,6 +15,7 @@
 pub mod guest;
 pub mod machine;
 pub mod nbd;
+pub mod package;
 pub mod pair;
 pub mod replica;
 pub mod runner;

@@ -50,12 +50,24 @@ const FILTER: &str = "info,libublk=warn";
 
 fn start_logging() {
     let filter = EnvFilter::try_from_env("UDRBD_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER));
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
+        .with_writer(std::io::stderr);
+    if writes_to_journal() {
+        log.without_time().init();
+    } else {
+        log.init();
+    }
+}
+
+/// Whether standard error is systemd's journal, which notes the time itself. The variable alone says nothing: it is
+/// inherited by processes that write elsewhere.
+fn writes_to_journal() -> bool {
+    let Ok(about) = nix::sys::stat::fstat(std::io::stderr()) else { return false };
+    let own = format!("{}:{}", about.st_dev, about.st_ino);
+    std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == own)
 }
 
 /// What a process under a file system promises, as far as it is allowed to.

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -213,4 +213,27 @@ fn a_run_directory_is_served_by_one_daemon_until_it_is_told_to_end() {
     kill(Pid::from_raw(daemon.child.id() as i32), Signal::SIGTERM).unwrap();
     assert!(daemon.child.wait().unwrap().success());
     assert!(!daemon.path("control.sock").exists());
+}
+
+#[test]
+fn the_service_manager_hears_of_readiness_life_and_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let manager = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let run = tempfile::tempdir().unwrap();
+    let mut command = command(run.path());
+    command.env("NOTIFY_SOCKET", folder.path().join("notify")).env("WATCHDOG_USEC", "60000");
+    let daemon = Daemon { child: command.stderr(Stdio::null()).spawn().unwrap(), run };
+    let hear = || {
+        let mut text = [0; 200];
+        let length = manager.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..length]).trim().to_owned()
+    };
+    assert_eq!(hear(), "READY=1");
+    daemon.make("r0", 7);
+    for _ in 0..3 {
+        assert_eq!(hear(), "WATCHDOG=1");
+    }
+    kill(Pid::from_raw(daemon.child.id() as i32), Signal::SIGTERM).unwrap();
+    while hear() != "STOPPING=1" {}
 }

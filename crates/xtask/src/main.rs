@@ -1,10 +1,11 @@
-//! The project's own commands: check, test, demo, vm, bench, sim.
+//! The project's own commands: check, test, demo, dist, vm, bench, sim.
 //!
 //! `cargo xtask COMMAND` is the one entry point for everything a developer or a build machine runs.
 
 mod bench;
 mod check;
 mod demo;
+mod dist;
 mod suites;
 mod vm;
 mod workspace;
@@ -29,6 +30,8 @@ enum Task {
     Test(suites::Options),
     /// A pair on this machine, from nothing to a failover, in about a minute.
     Demo(demo::Options),
+    /// A Debian package in target/dist.
+    Dist,
     /// A udrbd pair beside QEMU's quorum driver and an unreplicated NBD server.
     Bench(bench::Options),
     /// The simulator; its own words follow, e.g. `sim --seeds 1000`.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Check => check::run(),
         Task::Test(options) => suites::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Dist => dist::run(),
         Task::Bench(options) => bench::run(&options),
         Task::Sim { words } => suites::simulate(&words),
         Task::Vm(options) => vm::run(&options),

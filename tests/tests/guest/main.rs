@@ -7,6 +7,7 @@ mod block;
 mod duo;
 mod link;
 mod metadata;
+mod packaging;
 mod power;
 mod replication;
 mod upkeep;
@@ -49,6 +50,12 @@ const CASES: &[Case] = &[
     Case::new("kernel_pair_survives_a_power_cut_of_its_primary", power::kernel_pair),
     Case::new("power_cut_kernel_primary_recovers_against_udrbd", power::kernel_primary),
     Case::new("power_cut_udrbd_primary_recovers_against_kernel", power::udrbd_primary),
+    Case::new(
+        "the_package_beside_drbd_utils_takes_its_names_and_gives_them_back",
+        packaging::beside_drbd_utils,
+    ),
+    Case::new("the_package_alone_works_and_leaves_nothing_behind", packaging::alone),
+    Case::new("systemd_starts_the_daemon_for_drbdadm_and_again_after_a_crash", packaging::under_systemd),
 ];
 
 fn main() -> ExitCode {

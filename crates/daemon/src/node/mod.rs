@@ -14,6 +14,7 @@ mod nbd;
 mod resource;
 mod roles;
 mod server;
+mod service_manager;
 mod snapshot;
 mod status_file;
 mod watch;
@@ -147,12 +148,15 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
         node.name,
         node.run_directory.display()
     );
+    service_manager::tell_ready();
+    tokio::task::spawn_local(service_manager::give_signs_of_life(Rc::clone(&node)));
     tokio::select! {
         () = server::serve(Rc::clone(&node), listener) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("ending");
+    service_manager::tell_stopping();
     block::end_all(&node).await;
     node.stop().await;
     // What is left of names goes before the process does.
@@ -178,8 +182,9 @@ impl Node {
         let _ = std::fs::remove_file(self.run_directory.join(SOCKET_NAME));
     }
 
-    /// Asks engines for their status and waits until they have told it.
-    pub(super) async fn refresh_now(&self, resource: Option<&str>) {
+    /// Asks engines for their status and waits until they have told it. Returns whether all did.
+    pub(super) async fn refresh_now(&self, resource: Option<&str>) -> bool {
+        let mut asked = true;
         let mut answers = Vec::new();
         for entry in &mut self.state.borrow_mut().resources {
             if resource.is_some_and(|name| entry.name != name) {
@@ -189,6 +194,9 @@ impl Node {
             let number = entry.publications;
             if entry.engine.mail.send(ToEngine::Publish(number)).is_ok() {
                 answers.push((entry.answered.subscribe(), number));
+            } else {
+                // One that does not empty its mailbox keeps silent, too.
+                asked = false;
             }
         }
         let all = async {
@@ -198,7 +206,7 @@ impl Node {
             }
         };
         // What it said last is shown of an engine that keeps silent.
-        let _ = tokio::time::timeout(STATUS_PATIENCE, all).await;
+        asked & tokio::time::timeout(STATUS_PATIENCE, all).await.is_ok()
     }
 
     /// Takes up what an engine says, until it ends.
