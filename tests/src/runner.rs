@@ -2,10 +2,13 @@
 //!
 //! It takes the arguments of the standard one that matter (a filter, `--list`, `--exact`, `--skip`) and
 //! ends with the standard one's last line, so that whoever counts tests needs not know the difference.
-//! Tests run one after the other: each may fill the machine with guests.
+//! Tests run one after the other, or a few at a time where their own program says so.
 
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -34,8 +37,19 @@ impl Case {
     }
 }
 
-/// Runs the tests that the arguments choose.
+/// Runs the tests that the arguments choose, one after the other.
 pub fn main(cases: &[Case]) -> ExitCode {
+    run_chosen(cases, 1)
+}
+
+/// Runs the tests that the arguments choose: the first by itself, which makes what all need, then as many at a time as there
+/// are processors, `most` at the most.
+pub fn main_together(cases: &[Case], most: usize) -> ExitCode {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    run_chosen(cases, processors.min(most))
+}
+
+fn run_chosen(cases: &[Case], jobs: usize) -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
     let mut filters = Vec::new();
@@ -60,41 +74,35 @@ pub fn main(cases: &[Case]) -> ExitCode {
         chosen.iter().for_each(|case| println!("{}: test", case.name));
         return ExitCode::SUCCESS;
     }
-    run_all(&chosen, cases.len())
+    run_all(&chosen, cases.len(), jobs)
 }
 
-fn run_all(chosen: &[&Case], total: usize) -> ExitCode {
-    let long = std::env::var_os("UDRBD_TEST_LONG").is_some();
+/// What became of the tests so far.
+#[derive(Default)]
+struct Results {
+    passed: usize,
+    skipped: usize,
+    failures: Vec<&'static str>,
+}
+
+fn run_all(chosen: &[&Case], total: usize, jobs: usize) -> ExitCode {
     println!("\nrunning {} tests", chosen.len());
-    let (mut passed, mut skipped, mut failures) = (0, 0, Vec::new());
+    let results = Mutex::new(Results::default());
     let begin = Instant::now();
-    for case in chosen {
-        if case.long && !long {
-            skipped += 1;
-            println!("test {} ... skipped: only in the long run (--long)", case.name);
-            continue;
-        }
-        let start = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(case.run))
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked, see above")));
-        let seconds = start.elapsed().as_secs_f32();
-        match result {
-            Ok(()) => {
-                passed += 1;
-                println!("test {} ... ok ({seconds:.1} s)", case.name);
-            }
-            Err(error) => match machine::skip_reason(&error) {
-                Some(reason) => {
-                    skipped += 1;
-                    println!("test {} ... skipped: {reason}", case.name);
-                }
-                None => {
-                    println!("test {} ... FAILED ({seconds:.1} s)\n{error:#}\n", case.name);
-                    failures.push(case.name);
-                }
-            },
-        }
+    if let Some(first) = chosen.first() {
+        run(first, &results);
     }
+    let next = AtomicUsize::new(1);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(case) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    run(case, &results);
+                }
+            });
+        }
+    });
+    let Results { passed, skipped, failures } = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     if !failures.is_empty() {
         println!("\nfailures:");
         failures.iter().for_each(|name| println!("    {name}"));
@@ -107,4 +115,34 @@ fn run_all(chosen: &[&Case], total: usize) -> ExitCode {
         begin.elapsed().as_secs_f32(),
     );
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run(case: &Case, results: &Mutex<Results>) {
+    let results = || results.lock().unwrap_or_else(PoisonError::into_inner);
+    if case.long && std::env::var_os("UDRBD_TEST_LONG").is_none() {
+        results().skipped += 1;
+        println!("test {} ... skipped: only in the long run (--long)", case.name);
+        return;
+    }
+    let start = Instant::now();
+    let result = catch_unwind(AssertUnwindSafe(case.run))
+        .unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked, see above")));
+    let seconds = start.elapsed().as_secs_f32();
+    let mut results = results();
+    match result {
+        Ok(()) => {
+            results.passed += 1;
+            println!("test {} ... ok ({seconds:.1} s)", case.name);
+        }
+        Err(error) => match machine::skip_reason(&error) {
+            Some(reason) => {
+                results.skipped += 1;
+                println!("test {} ... skipped: {reason}", case.name);
+            }
+            None => {
+                println!("test {} ... FAILED ({seconds:.1} s)\n{error:#}\n", case.name);
+                results.failures.push(case.name);
+            }
+        },
+    }
 }

@@ -20,12 +20,12 @@ const PACKAGES: &[&str] = &["drbd-utils", "kmod"];
 /// The writer, as the guest sees it.
 pub(crate) const IO: &str = env!("CARGO_BIN_EXE_udrbd-io");
 
-/// A booted guest that the next test may have: a boot costs more than most tests.
-static SPARE: Mutex<Option<Guest>> = Mutex::new(None);
+/// Booted guests that the next tests may have: a boot costs more than most tests.
+static SPARE: Mutex<Vec<Guest>> = Mutex::new(Vec::new());
 
-/// Powers the spare guest off and removes its files.
-pub(crate) fn forget_guest() {
-    SPARE.lock().unwrap_or_else(PoisonError::into_inner).take();
+/// Powers the spare guests off and removes their files.
+pub(crate) fn forget_guests() {
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
 /// Two sides of one resource in one guest.
@@ -70,12 +70,12 @@ impl Duo {
             });
         }
         duo.clean()?;
-        *SPARE.lock().unwrap_or_else(PoisonError::into_inner) = Some(duo.guest);
+        SPARE.lock().unwrap_or_else(PoisonError::into_inner).push(duo.guest);
         Ok(())
     }
 
     fn with_guest(kinds: (Kind, Kind)) -> Result<Self> {
-        let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let guest = match spare {
             Some(guest) => guest,
             None => {

@@ -7,7 +7,7 @@ use udrbd_tests::guest::{Cable, Guest, GuestOptions};
 use udrbd_tests::machine;
 use udrbd_tests::replica::{self, Kind, Replica};
 
-use crate::duo::{DISK_BYTES, IO, compare_files, forget_guest};
+use crate::duo::{DISK_BYTES, IO, compare_files, forget_guests};
 
 pub(crate) fn kernel_pair() -> Result<()> {
     power_cut_primary(Kind::Kernel, Kind::Kernel)
@@ -53,7 +53,7 @@ fn boot(first: Kind, second: Kind) -> Result<(Node, Node, Cable)> {
         replica::built_binaries()?;
     }
     machine::ensure_packages(&["drbd-utils", "kmod"])?;
-    forget_guest();
+    forget_guests();
     let options = GuestOptions { disks: vec![DISK_BYTES], processors: 1, ..GuestOptions::default() };
     let (alpha, beta, cable) = Guest::boot_pair(&options)?;
     let (one, two) = ("10.66.0.1:7788", "10.66.0.2:7788");
