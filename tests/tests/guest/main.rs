@@ -5,6 +5,7 @@
 
 mod block;
 mod duo;
+mod failover;
 mod link;
 mod metadata;
 mod packaging;
@@ -50,6 +51,7 @@ const CASES: &[Case] = &[
     Case::new("kernel_pair_survives_a_power_cut_of_its_primary", power::kernel_pair),
     Case::new("power_cut_kernel_primary_recovers_against_udrbd", power::kernel_primary),
     Case::new("power_cut_udrbd_primary_recovers_against_kernel", power::udrbd_primary),
+    Case::new("survivor_takes_a_file_system_under_load_over", failover::under_load),
     Case::new(
         "the_package_beside_drbd_utils_takes_its_names_and_gives_them_back",
         packaging::beside_drbd_utils,

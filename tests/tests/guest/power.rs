@@ -22,13 +22,13 @@ pub(crate) fn udrbd_primary() -> Result<()> {
 }
 
 /// One node: a guest and the side that lives in it.
-struct Node {
-    guest: Guest,
-    side: Replica,
+pub(crate) struct Node {
+    pub(crate) guest: Guest,
+    pub(crate) side: Replica,
 }
 
 impl Node {
-    fn prepare(&mut self) -> Result<()> {
+    pub(crate) fn prepare(&mut self) -> Result<()> {
         self.side.start(&mut self.guest)?;
         self.side.create_md(&mut self.guest)?;
         self.side.attach(&mut self.guest)?;
@@ -48,7 +48,8 @@ impl Node {
     }
 }
 
-fn boot(first: Kind, second: Kind) -> Result<(Node, Node, Cable)> {
+/// Boots two guests on a cable, each with a side of that kind.
+pub(crate) fn boot(first: Kind, second: Kind) -> Result<(Node, Node, Cable)> {
     if first == Kind::Udrbd || second == Kind::Udrbd {
         replica::built_binaries()?;
     }
