@@ -73,7 +73,7 @@ fn take_over(primary: &mut Node, survivor: &mut Node, round: u64) -> Result<()> 
     let check = format!(
         "set -e\nmkdir -p {MOUNT}; mount {device} {MOUNT}; umount {MOUNT}; e2fsck -fn {device} >&2\n\
          mount {device} {MOUNT}\n\
-         seq -f %08.0f {forced} | cmp - <(head -n {forced} {MOUNT}/records)"
+         head -n {forced} {MOUNT}/records >/run/found; seq -f %08.0f {forced} | cmp - /run/found"
     );
     survivor.guest.run_limited(&check, Duration::from_secs(120))?.expect_success()?;
     primary.guest.power_on()?;
