@@ -171,6 +171,8 @@ if [ ! -d $units ]; then
     hostname >/etc/hostname
     systemd-machine-id-setup
     setsid unshare --pid --mount --cgroup --fork bash -c "
+        # As systemd does where it is no container: what is unmounted here goes from the namespaces of services, too.
+        mount --make-rshared /
         mount -t proc proc /proc
         mount -t cgroup2 cgroup2 /sys/fs/cgroup
         exec env -i container=guest PATH=$PATH SYSTEMD_UNIT_PATH=$units \
@@ -190,6 +192,7 @@ pub(crate) fn under_systemd() -> Result<()> {
     if node.run("test -x /lib/systemd/systemd")?.status != 0 {
         return Err(skip("needs systemd"));
     }
+    node.sh("modprobe ublk_drv || true")?;
     node.install()?;
     node.sh(&format!("{RESOURCE}drbdadm create-md --force r0"))?;
     let verdict = node.sh(&format!(
@@ -220,6 +223,16 @@ pub(crate) fn under_systemd() -> Result<()> {
     ))?;
     let successor = property(&mut node, "udrbdd", "MainPID")?;
     ensure!(successor != process, "the crashed daemon {process} is still there");
+
+    // It crashes under a mounted file system: whoever writes waits, and goes on.
+    if node.run("test -e /dev/ublk-control")?.status == 0 {
+        node.sh(&format!(
+            "{SYSTEMD}$S drbdadm primary r0; $S mkfs.ext4 -q -F /dev/drbd0; $S mkdir -p /run/mnt\n\
+             $S mount /dev/drbd0 /run/mnt; $S kill -9 $($S systemctl show --property MainPID --value udrbdd)\n\
+             $S timeout 200 sh -c 'head -c 1000000 /dev/urandom >/run/mnt/file && sync'; $S umount /run/mnt\n\
+             $S e2fsck -fn /dev/drbd0; $S drbdadm secondary r0"
+        ))?;
+    }
 
     // The unit of all resources follows the configuration up to the promotion, and takes everything down.
     node.sh(&format!("{SYSTEMD}$S drbdadm down r0 && $S systemctl stop udrbdd && $S systemctl start drbd"))?;
