@@ -5,6 +5,7 @@
 //! be compared: numbers of different runs, machines or folders. Both nodes of a pair share this machine.
 
 mod contenders;
+mod guest;
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,9 @@ pub(crate) struct Options {
     /// About three minutes: four jobs, three alternating rounds, three seconds each.
     #[arg(long)]
     quick: bool,
+    /// Block devices beside the kernel's own DRBD, in a guest that counts instructions.
+    #[arg(long)]
+    vm: bool,
     /// Folder for the disk files; it must take direct I/O. Memory (/dev/shm) if not given.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
@@ -69,6 +73,11 @@ const INSIDE: &str = "UDRBD_BENCH_INSIDE";
 ///
 /// A skip without the tools; a contender that does not start or fio that fails.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.vm {
+        workspace::build_release()?;
+        let (rounds, seconds) = if options.quick { (1, 1) } else { (3, 2) };
+        return guest::run(rounds, seconds, &options.job, options.judge);
+    }
     if std::env::var_os(INSIDE).is_none() {
         machine::ensure_packages(PACKAGES)?;
         if wanted(options, "udrbd") {
