@@ -494,16 +494,24 @@ mod memory {
         pub(super) fn copy(&mut self, from: usize, to: usize, length: usize) {
             assert!(from + length <= to || to + length <= from, "source and target overlap");
             let (source, target) = (self.pointer(from, length), self.pointer(to, length));
-            // SAFETY: both ranges lie inside mappings and, positions being places in one row, do not overlap;
-            // `&mut self` excludes borrows, and the pool has checked that the kernel neither fills the source nor
-            // works on the target.
-            unsafe { std::ptr::copy_nonoverlapping(source, target, length) }
+            // In small pieces: the C library copies larger ones by a string instruction, which begins slowly, and which is
+            // thousands of instructions where they are counted or emulated.
+            for offset in (0..length).step_by(COPIED_AT_ONCE) {
+                let bytes = COPIED_AT_ONCE.min(length - offset);
+                // SAFETY: both ranges lie inside mappings and, positions being places in one row, do not overlap;
+                // `&mut self` excludes borrows, and the pool has checked that the kernel neither fills the source nor
+                // works on the target. `offset + bytes` is at most `length`.
+                unsafe { std::ptr::copy_nonoverlapping(source.add(offset), target.add(offset), bytes) }
+            }
         }
 
         pub(super) fn leak(self) {
             std::mem::forget(self.mappings);
         }
     }
+
+    /// Bytes copied by one call.
+    const COPIED_AT_ONCE: usize = 1024;
 
     struct Mapping {
         start: NonNull<u8>,
