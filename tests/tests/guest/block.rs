@@ -310,3 +310,53 @@ pub(crate) fn grows() -> Result<()> {
         run(duo, "dmsetup remove da; dmsetup remove db").map(drop)
     })
 }
+
+/// What people put on it: xfs with its trims, and LVM with a snapshot, as on a disk.
+pub(crate) fn carries_xfs_and_lvm() -> Result<()> {
+    machine::ensure_packages(&["fio", "xfsprogs", "lvm2"])?;
+    let bytes = 400_u64 << 20;
+    Duo::play_with_disks(bytes, Frontend::Ublk, (Kind::Udrbd, Kind::Kernel), |duo| {
+        let (first, second) = (duo.first.clone(), duo.second.clone());
+        let device = first.device();
+        duo.connect()?;
+        for side in [&first, &second] {
+            side.wait(&mut duo.guest, "Connected", Duration::from_secs(60), |s| s.connection == "Connected")?;
+        }
+        // Both disks are empty: there is nothing to sync.
+        first.minor_verb(&mut duo.guest, "new-current-uuid", "--clear-bitmap")?;
+        first.wait_healthy(&mut duo.guest)?;
+        first.primary(&mut duo.guest, false)?;
+        run(
+            duo,
+            &format!(
+                "modprobe xfs; mkdir -p {MOUNT}; mkfs.xfs -q -f {device}; mount {device} {MOUNT}\n\
+                 {FIO} --size=16m --fsync=32 --filename={MOUNT}/file >/dev/null\n\
+                 head -c 20000000 /dev/urandom >{MOUNT}/gone; sync; rm {MOUNT}/gone; fstrim {MOUNT}\n\
+                 umount {MOUNT}; xfs_repair -n {device}"
+            ),
+        )?;
+        let size = duo.size(&first)?;
+        duo.compare(size)?;
+        let lvm = "export LVM_SYSTEM_DIR=/run/lvm LVM_SUPPRESS_FD_WARNINGS=1; mkdir -p /run/lvm /dev/mapper; \
+                   modprobe dm-snapshot\n\
+                   cat >/run/lvm/lvm.conf <<X\n\
+                   devices { use_devicesfile=0 scan=\"/dev\" types=[\"ublk-block\",16] filter=[\"a|^/dev/drbd|\",\"r|.*|\"] }\n\
+                   activation { udev_sync=0 udev_rules=0 }\n\
+                   backup { backup=0 archive=0 }\n\
+                   X";
+        run(
+            duo,
+            &format!(
+                "{lvm}\npvcreate -q -ff -y {device}; vgcreate -q vg {device}; lvcreate -q -y -Zn -Wn -L 64M -n data vg\n\
+                 mkfs.ext4 -q -F /dev/mapper/vg-data; mount /dev/mapper/vg-data {MOUNT}\n\
+                 echo before >{MOUNT}/file; sync; lvcreate -q -y -s -L 32M -n snap vg/data\n\
+                 echo after >{MOUNT}/file; sync; umount {MOUNT}; mount -o ro /dev/mapper/vg-snap {MOUNT}\n\
+                 test \"$(cat {MOUNT}/file)\" = before; umount {MOUNT}; pvs --noheadings -o pv_name | grep -q {device}"
+            ),
+        )?;
+        expect_in_use(duo, &first, "secondary 0", "used by dm-")?;
+        run(duo, &format!("{lvm}\nlvremove -q -y vg/snap; vgchange -q -an vg"))?;
+        duo.compare(size)?;
+        first.secondary(&mut duo.guest)
+    })
+}

@@ -53,7 +53,17 @@ impl Duo {
         if kinds.0 == Kind::Udrbd || kinds.1 == Kind::Udrbd {
             replica::built_binaries()?;
         }
-        let mut duo = Self::with_guest(kinds)?;
+        Self::play_with_disks(DISK_BYTES, frontend, kinds, scenario)
+    }
+
+    /// The same, with disks of `bytes`.
+    pub(crate) fn play_with_disks(
+        bytes: u64,
+        frontend: Frontend,
+        kinds: (Kind, Kind),
+        scenario: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let mut duo = Self::with_guest(bytes, kinds)?;
         if frontend == Frontend::Ublk {
             duo.first = duo.first.with_ublk();
             duo.second = duo.second.with_ublk();
@@ -70,17 +80,19 @@ impl Duo {
             });
         }
         duo.clean()?;
-        SPARE.lock().unwrap_or_else(PoisonError::into_inner).push(duo.guest);
+        if bytes == DISK_BYTES {
+            SPARE.lock().unwrap_or_else(PoisonError::into_inner).push(duo.guest);
+        }
         Ok(())
     }
 
-    fn with_guest(kinds: (Kind, Kind)) -> Result<Self> {
-        let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let guest = match spare {
+    fn with_guest(bytes: u64, kinds: (Kind, Kind)) -> Result<Self> {
+        let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let guest = match (bytes == DISK_BYTES).then(spare).flatten() {
             Some(guest) => guest,
             None => {
                 machine::ensure_packages(PACKAGES)?;
-                Guest::boot(GuestOptions { disks: vec![DISK_BYTES; 2], ..GuestOptions::default() })?
+                Guest::boot(GuestOptions { disks: vec![bytes; 2], ..GuestOptions::default() })?
             }
         };
         let (one, two) = ("127.0.0.1:7788", "127.0.0.1:7789");
@@ -165,7 +177,8 @@ impl Duo {
 /// Compares two backing disks block for block on the host; at least one block must not be zero, so that
 /// two empty disks prove nothing.
 pub(crate) fn compare_files(one: &Path, two: &Path, bytes: u64) -> Result<()> {
-    assert!((DISK_BYTES / 2..DISK_BYTES).contains(&bytes), "a replicated size of {bytes} bytes");
+    let length = std::fs::metadata(one)?.len();
+    assert!((length / 2..length).contains(&bytes), "a replicated size of {bytes} bytes");
     let (one, two) = (TargetName::Path(one.to_owned()), TargetName::Path(two.to_owned()));
     let different = workload::compare(&one, &two, bytes)?;
     if !different.is_empty() {
