@@ -340,7 +340,7 @@ pub(crate) fn carries_xfs_and_lvm() -> Result<()> {
         let lvm = "export LVM_SYSTEM_DIR=/run/lvm LVM_SUPPRESS_FD_WARNINGS=1; mkdir -p /run/lvm /dev/mapper; \
                    modprobe dm-snapshot\n\
                    cat >/run/lvm/lvm.conf <<X\n\
-                   devices { use_devicesfile=0 scan=\"/dev\" types=[\"ublk-block\",16] filter=[\"a|^/dev/drbd|\",\"r|.*|\"] }\n\
+                   devices { use_devicesfile=0 scan=\"/dev\" filter=[\"a|^/dev/drbd|\",\"r|.*|\"] }\n\
                    activation { udev_sync=0 udev_rules=0 }\n\
                    backup { backup=0 archive=0 }\n\
                    X";
