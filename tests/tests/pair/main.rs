@@ -1,10 +1,11 @@
 //! Two of our daemons on one machine, over its loopback, without root: sync, writes, roles, crashes and
 //! clear refusals, driven by `drbdadm`.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use udrbd_tests::machine;
 use udrbd_tests::nbd::Nbd;
 use udrbd_tests::pair::{Node, Pair, PairOptions};
 use udrbd_tests::runner::{self, Case};
@@ -26,6 +27,7 @@ const CASES: &[Case] = &[
     Case::new("a_configuration_that_does_not_parse_changes_nothing", bad_configuration),
     Case::new("a_terabyte_costs_no_more_memory_than_its_bitmap", memory_of_a_terabyte),
     Case::new("disks_that_have_grown_give_a_larger_device", resize),
+    Case::new("a_full_file_system_below_costs_the_disk_and_no_write", full_file_system),
     Case::new("garbage_on_the_port_leaves_the_daemon_up", garbage_on_port),
 ];
 
@@ -272,6 +274,63 @@ fn resize() -> Result<()> {
     pair.wait_healthy()?;
     pair.adm(Node::Beta, "primary r0")?;
     verify(&pair, Node::Beta)
+}
+
+/// A file system in memory, unmounted at the end.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn sized(path: &std::path::Path, options: &str) -> Result<Self> {
+        Self::mount(path, &["-t", "tmpfs", "-o", options, "tmpfs"])?;
+        Ok(Self(path.to_owned()))
+    }
+
+    fn mount(path: &std::path::Path, words: &[&str]) -> Result<()> {
+        let output = Command::new("mount").args(words).arg(path).output().context("mount")?;
+        if !output.status.success() {
+            return Err(machine::skip(format!(
+                "needs mount: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Whatever still has a file open there keeps it, and nobody else sees it any more.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// The file system below the Primary's disk runs full: the disk goes, the writes do not.
+fn full_file_system() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mounted = Mounted::sized(folder.path(), "size=30m")?;
+    let mut pair = pair()?;
+    // The disk alone is there: nobody else shall run out of room.
+    let (disk, small) = (pair.side(Node::Alpha).disk.clone(), folder.path().join("disk"));
+    std::fs::File::create(&small)?.set_len(std::fs::metadata(&disk)?.len())?;
+    std::fs::remove_file(&disk)?;
+    std::os::unix::fs::symlink(&small, &disk)?;
+    pair.bring_up_and_sync()?;
+    write(&pair, Node::Alpha, 31, 200)?;
+    pair.wait(Node::Alpha, "a lost disk", |status| {
+        status.disk == "Diskless" && status.connection == "Connected" && status.peer_disk == "UpToDate"
+    })?;
+    verify(&pair, Node::Alpha)?;
+    if !pair.log(Node::Alpha).contains("Local IO failed. Detaching...") {
+        bail!("no word of it: {}", pair.log(Node::Alpha));
+    }
+    Mounted::mount(folder.path(), &["-o", "remount,size=200m"])?;
+    pair.adm(Node::Alpha, "attach r0")?;
+    pair.wait_healthy()?;
+    verify(&pair, Node::Alpha)?;
+    compare(&pair, Node::Alpha)?;
+    drop(pair);
+    drop(mounted);
+    Ok(())
 }
 
 fn garbage_on_port() -> Result<()> {
