@@ -153,6 +153,29 @@ fn a_digest_nobody_asked_for_costs_the_connection() {
     assert!(pair.nodes[0].says("which was not asked for"));
 }
 
+/// The node that answers keeps writes out of a block until the other one has read its own, or the two would be compared
+/// across a write.
+#[test]
+fn a_write_waits_until_its_block_is_judged() {
+    let mut pair = pair("crc32c");
+    pair.nodes[1].stuck = true;
+    verify(&mut pair, 1, None, Some(64));
+    // Node 1 has its answers and reads its own blocks.
+    pair.until(|pair| pair.kept(1) > 0);
+    pair.settle();
+    let before = pair.packets.len();
+    let write = pair.submit(0, WRITE, 0, &[7; 4096], 4096);
+    pair.settle();
+    let sent =
+        |pair: &Pair| pair.packets[before..].iter().any(|(_, packet)| matches!(packet, Packet::Data(_)));
+    assert!(!sent(&pair), "{}", pair.describe());
+    pair.unstick(1);
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&write));
+    assert!(sent(&pair));
+    verified(&mut pair);
+    assert_eq!(out_of_sync(&pair), [0; 2]);
+}
+
 /// Writes go on while a verify runs, in an order left to chance: nothing is reported, for nothing differs.
 #[test]
 fn writes_during_a_verify_are_no_differences() {
