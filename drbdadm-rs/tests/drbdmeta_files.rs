@@ -156,6 +156,29 @@ fn a_file_in_use_is_left_alone() {
     bench.works(&["apply-al"]);
 }
 
+/// So are those of a killed daemon: the process is gone before the kernel has ended its last request.
+#[test]
+fn a_file_that_is_let_go_of_in_a_moment_is_waited_for() {
+    let bench = Bench::new(64 * MIB);
+    bench.works(&["create-md"]);
+    let holder = bench.file();
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(&holder, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            drop(holder);
+        });
+        bench.works(&["apply-al"]);
+    });
+}
+
 #[test]
 fn one_program_at_a_time_works_on_a_minor() {
     let bench = Bench::new(64 * MIB);

@@ -5,6 +5,7 @@ use std::io::{Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -17,6 +18,10 @@ use super::{BAD, Exit, Outcome, USAGE, confirmed, lock, reason, say, stop, tell}
 
 /// How many bytes are moved in one piece.
 const PIECE_BYTES: usize = 1 << 20;
+/// How often and after what pause a busy device is tried again. The kernel lets go of what a killed daemon had open only
+/// when the last request of its ring has ended, which is some time after the process itself is gone.
+const BUSY_TRIES: u32 = 60;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// What direct I/O wants memory, offsets and lengths to be multiples of.
 const ALIGNMENT: usize = 4096;
 
@@ -225,6 +230,7 @@ fn open_file(context: &Context) -> Outcome<(File, bool)> {
     // Slots of one device are used by several volumes.
     let mut exclusive = !matches!(context.placement, Placement::Indexed(_));
     let mut direct = is_block_device;
+    let mut tries = 0;
     loop {
         let mut flags = 0;
         if is_block_device && exclusive {
@@ -247,6 +253,11 @@ fn open_file(context: &Context) -> Outcome<(File, bool)> {
             Ok(_) => return stop(USAGE, format_args!("'{name}' is not a block device!")),
             Err(error) => error,
         };
+        tries += 1;
+        if exclusive && tries < BUSY_TRIES && error.raw_os_error() == Some(libc::EBUSY) {
+            std::thread::sleep(BUSY_PAUSE);
+            continue;
+        }
         tell(format_args!("open({name}) failed: {}", reason(&error)));
         match error.raw_os_error() {
             Some(libc::EBUSY) if exclusive => {

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use udrbd_control::ReturnCode;
 use udrbd_control::options::{DiskOptions, Fencing, OptionChanges, OptionSet, Protocol};
@@ -18,6 +19,10 @@ use super::commands::{
 use super::resource::{Backing, Resource};
 use super::{Node, State, block, convert};
 use crate::messages::{DiskPair, ToEngine};
+
+/// How often and after what pause a disk that is in use is tried again.
+const BUSY_TRIES: u32 = 60;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// What `attach` asks for.
 pub(super) struct Wanted {
@@ -110,6 +115,18 @@ async fn open(
     }
 }
 
+/// Tries a disk that is in use again for a while: a daemon that was killed keeps its disks until the kernel has ended the
+/// last request of its ring, some time after the process itself is gone.
+fn patiently(open: impl Fn() -> Result<Disk, OpenError>) -> Result<Disk, OpenError> {
+    for _ in 0..BUSY_TRIES {
+        match open() {
+            Err(OpenError::InUse { .. }) => std::thread::sleep(BUSY_PAUSE),
+            other => return other,
+        }
+    }
+    open()
+}
+
 fn open_pair(
     shared: &SharedDisks,
     disk: &Path,
@@ -117,13 +134,13 @@ fn open_pair(
     index: MetadataIndex,
 ) -> Result<DiskPair, (PathBuf, OpenError, ReturnCode)> {
     let options = OpenOptions::default();
-    let backing =
-        Disk::open(disk, options).map_err(|error| (disk.to_owned(), error, ReturnCode::OpenDisk))?;
+    let backing = patiently(|| Disk::open(disk, options));
+    let backing = backing.map_err(|error| (disk.to_owned(), error, ReturnCode::OpenDisk))?;
     let metadata = match index {
         MetadataIndex::Internal => Ok(backing.clone()),
         // Several volumes may have slots on one device.
-        MetadataIndex::Slot(_) => shared.open(metadata, options),
-        MetadataIndex::Flexible => Disk::open(metadata, options),
+        MetadataIndex::Slot(_) => patiently(|| shared.open(metadata, options)),
+        MetadataIndex::Flexible => patiently(|| Disk::open(metadata, options)),
     }
     .map_err(|error| (metadata.to_owned(), error, ReturnCode::OpenMetadataDisk))?;
     Ok(DiskPair { backing, metadata })
