@@ -30,6 +30,7 @@ mod engine;
 pub mod generation;
 mod generations;
 mod handlers;
+mod inheritance;
 pub mod interface;
 pub mod intervals;
 mod peer;

@@ -61,6 +61,9 @@ impl Engine {
             generations: self.generations(index).map(|set| set.to_array()),
             metadata_flags: disk.map_or(0, |disk| disk.superblock.flags.0),
             exposed_generation: volume.exposed,
+            served_generation: volume.served_generation(),
+            waiting_clients: volume.clients,
+            clients_may_go_on: volume.waiting_clients_may_go_on(),
             counters,
             progress: volume.resync.running.then(|| volume.resync.progress(self.now, volume.set_bits())),
         }

@@ -11,7 +11,7 @@ use crate::disk::attach::Attaching;
 use crate::disk::bitmap_io::BitmapIo;
 use crate::disk::resize::Resizing;
 use crate::generation::GenerationSet;
-use crate::interface::{ClientRequest, Counters, DiskOptions, DiskProperties};
+use crate::interface::{ClientRequest, Counters, DiskOptions, DiskProperties, WaitingClients};
 use crate::intervals::IntervalSet;
 use crate::resync::exchange::Exchange;
 use crate::resync::{Resync, VerifyRange};
@@ -161,6 +161,8 @@ pub(crate) struct Volume {
     pub(crate) peer_seen: bool,
     /// Somebody has the device open: no demotion.
     pub(crate) held_open: bool,
+    /// Clients of a block device whose server has died.
+    pub(crate) clients: Option<WaitingClients>,
     /// The range of the peer's next write for which activity log references have been taken (diskless Primary).
     pub(crate) peer_extents: Option<SectorRange>,
 }
@@ -206,6 +208,7 @@ impl Volume {
             state_locked: false,
             peer_seen: false,
             held_open: false,
+            clients: None,
             peer_extents: None,
         }
     }

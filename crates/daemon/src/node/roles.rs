@@ -17,7 +17,14 @@ pub(super) async fn promote(node: &Rc<Node>, minor: Minor, force: bool) -> Comma
     let Some((resource, volume)) = find_device(node, minor) else { return unknown_minor() };
     let resource = resource.as_str();
     one_at_a_time(node, resource, async || {
-        let result = pass(node, resource, Command::Primary { volume, force }).await;
+        let mut result = pass(node, resource, Command::Primary { volume, force }).await;
+        // Nothing else refuses a promotion with this code.
+        if result.code == ReturnCode::DeviceInUse && block::fail_waiting(node, resource, volume, minor).await
+        {
+            result.info.push(format!(
+                "they got I/O errors: unmount what was mounted from /dev/drbd{minor}, then promote again"
+            ));
+        }
         if !result.code.is_success() {
             return result;
         }

@@ -97,6 +97,10 @@ impl Engine {
                 self.reply(id, Ok(()));
             }
             Command::Attach { settings, .. } => self.attach(id, known, settings),
+            Command::ClientsWait { clients, .. } => {
+                self.clients_wait(known, clients);
+                self.reply(id, Ok(()));
+            }
             Command::Detach { force, .. } => self.detach(id, known, force),
             Command::DiskOptions { options, .. } => self.disk_options(id, known, *options),
             Command::Connect(options) => self.connect(id, *options),
@@ -217,6 +221,7 @@ const fn volume_of(command: &Command) -> Option<udrbd_units::VolumeNumber> {
         | Command::Down => None,
         Command::DelMinor { volume }
         | Command::Attach { volume, .. }
+        | Command::ClientsWait { volume, .. }
         | Command::Detach { volume, .. }
         | Command::DiskOptions { volume, .. }
         | Command::Primary { volume, .. }

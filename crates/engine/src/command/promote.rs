@@ -56,6 +56,10 @@ pub(crate) struct Demotion {
 impl Engine {
     /// `primary`.
     pub(super) fn promote(&mut self, id: CommandId, index: usize, force: bool) {
+        if let Some(refusal) = self.refuse_to_serve(index) {
+            self.reply(id, Err(refusal));
+            return;
+        }
         if self.connection.is_established() {
             // A dead peer is noticed early.
             self.ping();

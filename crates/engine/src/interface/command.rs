@@ -3,7 +3,7 @@
 use udrbd_metadata::Placement;
 use udrbd_units::{Minor, Sector, VolumeNumber};
 
-use super::{DiskOptions, NetOptions, ResourceOptions};
+use super::{DiskOptions, NetOptions, ResourceOptions, WaitingClients};
 use crate::state::StateChangeResult;
 
 /// The control side's name for a command it gave; comes back with the result.
@@ -65,6 +65,13 @@ pub enum Command {
         volume: VolumeNumber,
         /// To what.
         settings: Box<AttachSettings>,
+    },
+    /// A block device of a dead daemon was found with requests that wait; or, with `None`, it is served again or gone.
+    ClientsWait {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// What is known of them.
+        clients: Option<WaitingClients>,
     },
     /// `detach`.
     Detach {

@@ -23,5 +23,5 @@ pub use options::{
     AfterSplitBrain, DiskOptions, Fencing, NetOptions, OnCongestion, OnIoError, OnNoData, Protocol,
     ReadBalancing, ResourceOptions, RrConflict,
 };
-pub use status::{ConnectionStatus, Counters, ResourceStatus, SyncProgress, VolumeStatus};
+pub use status::{ConnectionStatus, Counters, ResourceStatus, SyncProgress, VolumeStatus, WaitingClients};
 pub use time::{Duration, Time};

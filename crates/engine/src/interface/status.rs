@@ -90,6 +90,15 @@ pub struct SyncProgress {
     pub position: Option<Sector>,
 }
 
+/// Clients that were served by a daemon that has died, and whose requests wait for the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingClients {
+    /// The generation of the data they were last served; none if that is not known.
+    pub served: GenerationId,
+    /// The peer has written since, over a connection: that makes no new generation.
+    pub overwritten: bool,
+}
+
 /// A volume.
 #[derive(Clone, Debug)]
 pub struct VolumeStatus {
@@ -129,6 +138,14 @@ pub struct VolumeStatus {
     pub metadata_flags: u32,
     /// The generation of the data clients see.
     pub exposed_generation: GenerationId,
+    /// The generation of the data clients see, also while the own disk is being resynced; what to keep for
+    /// [`WaitingClients::served`].
+    pub served_generation: GenerationId,
+    /// Clients that wait for a server, as [`Command::ClientsWait`](super::Command::ClientsWait) told, and what has
+    /// happened to the data since.
+    pub waiting_clients: Option<WaitingClients>,
+    /// Clients that wait, if there are any, may go on with the data there are now.
+    pub clients_may_go_on: bool,
     /// The counters.
     pub counters: Counters,
     /// The background work, while there is one.

@@ -200,6 +200,7 @@ impl Engine {
     }
 
     fn note_sequence(&mut self, index: usize, sequence: wire::SequenceNumber) {
+        self.volumes[index].note_peer_write();
         let seen = wire::SequenceNumber(self.volumes[index].peer_sequence);
         if sequence.is_after(seen) {
             self.volumes[index].peer_sequence = sequence.0;

@@ -6,6 +6,7 @@ mod commands;
 mod faults;
 mod harness;
 mod hostile;
+mod inheritance;
 mod resize;
 mod resyncs;
 mod two_primaries;

@@ -10,6 +10,7 @@
 
 mod keeper;
 mod names;
+mod record;
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -17,11 +18,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use udrbd_engine::interface::Level;
+use udrbd_engine::interface::{Command, Level, WaitingClients};
 use udrbd_runtime::devices::{ClaimError, DeviceNumber, MinorClaim, Opener, openers};
 use udrbd_runtime::ublk::{self, ControlError, Existing, Mark, Parameters};
 use udrbd_units::{DiskState, Minor, Role, Sector, VolumeNumber};
 
+use super::commands::{find_device, pass};
 use super::{Node, State};
 use crate::messages::ToEngine;
 use keeper::{Keeper, Origin};
@@ -56,6 +58,8 @@ pub(super) struct Device {
     size: Sector,
     /// A disk whose server died, and that somebody has open.
     orphan: Option<u32>,
+    /// What is kept of the data its clients were served.
+    record: Option<WaitingClients>,
     /// Told when the engine has let the disk go.
     closed: Option<oneshot::Sender<()>>,
 }
@@ -108,6 +112,7 @@ pub(super) async fn appear(node: &Rc<Node>, minor: Minor, resource: &str, volume
                 started: false,
                 size: Sector(0),
                 orphan: None,
+                record: None,
                 closed: None,
             }
         }
@@ -117,7 +122,12 @@ pub(super) async fn appear(node: &Rc<Node>, minor: Minor, resource: &str, volume
         let text = format!("/dev/{} is in use and waits: 'primary' takes it over", disk_name(number));
         node.log(&about, Level::Warning, Some(volume), &text);
     }
-    node.state.borrow_mut().blocks.insert(minor, device);
+    let clients = device.orphan.map(|_| record::read(&node.run_directory, minor));
+    node.state.borrow_mut().blocks.insert(minor, Device { record: clients, ..device });
+    if clients.is_some() {
+        // It cannot be refused.
+        pass(node, &about, Command::ClientsWait { volume, clients }).await;
+    }
 }
 
 fn prepare(minor: Minor, resource: &str, volume: VolumeNumber, owner: &str) -> Result<Device, ClaimError> {
@@ -137,6 +147,7 @@ fn prepare(minor: Minor, resource: &str, volume: VolumeNumber, owner: &str) -> R
         started: false,
         size: Sector(0),
         orphan,
+        record: None,
         closed: None,
     })
 }
@@ -265,6 +276,7 @@ pub(super) async fn bring_up(
             DeviceNumber::of_disk(&disk_name(*number)).ok().and_then(DeviceNumber::size)
         }
     };
+    keep_record(node, resource, volume, minor).await?;
     let (disk, queue) = Keeper::make(origin).await.map_err(|error| error.to_string())?;
     let disk = Arc::new(disk);
     if let Err(text) = serve(node, resource, volume, queue).await {
@@ -284,6 +296,9 @@ pub(super) async fn bring_up(
     match started {
         Ok(()) => {
             let how = if taken_over { "took over" } else { "started" };
+            if taken_over {
+                pass(node, resource, Command::ClientsWait { volume, clients: None }).await;
+            }
             let text = format!("{how} /dev/{} as /dev/drbd{minor}", disk_name(disk.number()));
             node.log(resource, Level::Info, Some(volume), &text);
             Ok(())
@@ -296,6 +311,87 @@ pub(super) async fn bring_up(
             Err(error.to_string())
         }
     }
+}
+
+/// Before anybody is served, what data they will see is kept; and who waits is looked at once more: the promotion may
+/// have taken its time.
+async fn keep_record(
+    node: &Rc<Node>,
+    resource: &str,
+    volume: VolumeNumber,
+    minor: Minor,
+) -> Result<(), String> {
+    node.refresh_now(Some(resource)).await;
+    let mut state = node.state.borrow_mut();
+    let known = state.resource(resource).and_then(|entry| {
+        let volumes = &entry.status.as_ref()?.resource.volumes;
+        let known = volumes.iter().find(|known| known.volume == volume)?;
+        Some((known.served_generation, known.clients_may_go_on))
+    });
+    let Some((served, may_go_on)) = known else { return Err("the engine does not answer".to_owned()) };
+    if !may_go_on {
+        return Err("the peer has written since".to_owned());
+    }
+    let clients = WaitingClients { served, overwritten: false };
+    if let Some(device) = state.blocks.get_mut(&minor) {
+        device.record = Some(clients);
+    }
+    drop(state);
+    record::write(&node.run_directory, minor, clients).map_err(|error| {
+        format!("{}: {error}; which data it serves must be remembered there", node.run_directory.display())
+    })
+}
+
+/// Keeps what has become of the data a block device serves, or of those that its waiting clients know.
+fn update_records(node: &Node, resource: &str) {
+    let mut state = node.state.borrow_mut();
+    let State { resources, blocks, .. } = &mut *state;
+    let Some(status) =
+        resources.iter().find(|entry| entry.name == resource).and_then(|entry| entry.status.as_ref())
+    else {
+        return;
+    };
+    for volume in &status.resource.volumes {
+        let Some(device) = blocks.get_mut(&volume.minor) else { continue };
+        let clients = if device.orphan.is_some() {
+            volume.waiting_clients.filter(|clients| clients.overwritten)
+        } else if device.started && volume.role == Role::Primary {
+            Some(WaitingClients { served: volume.served_generation, overwritten: false })
+        } else {
+            None
+        };
+        if clients.is_some() && clients != device.record {
+            device.record = clients;
+            if let Some(clients) = clients
+                && let Err(error) = record::write(&node.run_directory, volume.minor, clients)
+            {
+                tracing::warn!("{}: {error}", node.run_directory.display());
+            }
+        }
+    }
+}
+
+/// A promotion was refused because the data have been replaced under clients that wait: they get errors, as there is
+/// nothing else they could ever get. Returns whether there were any.
+pub(super) async fn fail_waiting(
+    node: &Rc<Node>,
+    resource: &str,
+    volume: VolumeNumber,
+    minor: Minor,
+) -> bool {
+    let orphan = node.state.borrow_mut().blocks.get_mut(&minor).and_then(|device| device.orphan.take());
+    let Some(number) = orphan else { return false };
+    pass(node, resource, Command::ClientsWait { volume, clients: None }).await;
+    record::remove(&node.run_directory, minor);
+    set_node(node, minor, None);
+    let removed = tokio::task::spawn_blocking(move || ublk::remove(number)).await;
+    let name = disk_name(number);
+    let text = match removed {
+        Ok(Err(error)) => format!("/dev/{name}: {error}"),
+        _ => format!("ended /dev/{name}, in use since another daemon: the peer has written since"),
+    };
+    node.log(resource, Level::Error, Some(volume), &text);
+    true
 }
 
 /// Hands the queue to the engine's thread.
@@ -356,7 +452,17 @@ async fn end(node: &Rc<Node>, minor: Minor) -> Result<(), ControlError> {
         }
     }
     stopped?;
+    record::remove(&node.run_directory, minor);
     disk.delete().await
+}
+
+/// Nobody waits for a disk of a dead daemon any more.
+async fn forget_waiting(node: &Rc<Node>, minor: Minor) {
+    record::remove(&node.run_directory, minor);
+    let found = find_device(node, minor);
+    if let Some((resource, volume)) = found {
+        pass(node, &resource, Command::ClientsWait { volume, clients: None }).await;
+    }
 }
 
 /// Ends the disk of a volume if nobody has it open.
@@ -372,6 +478,7 @@ pub(super) async fn release(node: &Rc<Node>, minor: Minor) -> Result<(), Vec<Str
     refuse_openers(open_by(node, minor).await)?;
     if let Some(number) = orphan {
         let removed = tokio::task::spawn_blocking(move || ublk::remove(number)).await;
+        forget_waiting(node, minor).await;
         if let Some(device) = node.state.borrow_mut().blocks.get_mut(&minor) {
             device.orphan = None;
         }
@@ -471,6 +578,7 @@ pub(super) async fn can_resize() -> bool {
 
 /// Lets disks follow the sizes of their volumes, and ends those whose volumes are no longer Primary although nobody asked for that here: their requests fail as it is.
 pub(super) fn look_after(node: &Rc<Node>, resource: &str) {
+    update_records(node, resource);
     let state = node.state.borrow();
     let Some(entry) = state.resource(resource) else { return };
     let Some(status) = &entry.status else { return };

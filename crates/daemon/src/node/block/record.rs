@@ -1,0 +1,81 @@
+//! What data a block device last showed to its clients, kept in the run directory for the next daemon: by it the engine
+//! tells whether clients that outlived their daemon may go on. The folder is in memory, as the disks of the kernel are.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use udrbd_engine::interface::WaitingClients;
+use udrbd_units::{GenerationId, Minor};
+
+fn path(run_directory: &Path, minor: Minor) -> PathBuf {
+    run_directory.join(format!("served-drbd{minor}"))
+}
+
+/// Reads what is kept for a minor. What cannot be read is not known.
+pub(super) fn read(run_directory: &Path, minor: Minor) -> WaitingClients {
+    let text = std::fs::read_to_string(path(run_directory, minor)).unwrap_or_default();
+    let unknown = WaitingClients { served: GenerationId::NONE, overwritten: false };
+    parse(&text).unwrap_or(unknown)
+}
+
+fn parse(text: &str) -> Option<WaitingClients> {
+    let mut words = text.strip_suffix('\n')?.split(' ');
+    let served = GenerationId(u64::from_str_radix(words.next()?, 16).ok()?);
+    let overwritten = match words.next()? {
+        "served" => false,
+        "overwritten" => true,
+        _ => return None,
+    };
+    words.next().is_none().then_some(WaitingClients { served, overwritten })
+}
+
+fn text(clients: WaitingClients) -> String {
+    format!("{} {}\n", clients.served, if clients.overwritten { "overwritten" } else { "served" })
+}
+
+/// Keeps it. Where that fails, what was kept before goes too: nothing known is better than something old.
+pub(super) fn write(run_directory: &Path, minor: Minor, clients: WaitingClients) -> std::io::Result<()> {
+    let path = path(run_directory, minor);
+    let new = path.with_extension("new");
+    let written = std::fs::File::create(&new)
+        .and_then(|mut file| file.write_all(text(clients).as_bytes()))
+        .and_then(|()| std::fs::rename(&new, &path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&path);
+    }
+    written
+}
+
+/// Nobody is served, and nobody waits.
+pub(super) fn remove(run_directory: &Path, minor: Minor) {
+    // A leftover is overwritten by the next disk.
+    let _ = std::fs::remove_file(path(run_directory, minor));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_read_again_and_nothing_else() {
+        for overwritten in [false, true] {
+            let clients = WaitingClients { served: GenerationId(0x0123_4567_89AB_CDEF), overwritten };
+            assert_eq!(parse(&text(clients)), Some(clients));
+            let whole = text(clients);
+            for end in 0..whole.len() {
+                assert_eq!(parse(&whole[..end]), None, "{:?}", &whole[..end]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_not_there_is_not_known() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!read(folder.path(), Minor(3)).served.is_some());
+        let clients = WaitingClients { served: GenerationId(7), overwritten: true };
+        write(folder.path(), Minor(3), clients).unwrap();
+        assert_eq!(read(folder.path(), Minor(3)), clients);
+        remove(folder.path(), Minor(3));
+        assert!(!read(folder.path(), Minor(3)).served.is_some());
+    }
+}
