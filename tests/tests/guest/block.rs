@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use udrbd_tests::machine;
-use udrbd_tests::replica::{Frontend, Kind, Replica};
+use udrbd_tests::replica::{Frontend, Kind, Replica, Status};
 use udrbd_tests::shell::Shell as _;
 
 use crate::duo::{Duo, IO};
@@ -260,6 +260,40 @@ pub(crate) fn live_restart() -> Result<()> {
         second.primary(&mut duo.guest, false)?;
         run(duo, &format!("e2fsck -fn {}", second.device()))?;
         Ok(())
+    })
+}
+
+/// While a daemon is dead under a mounted file system the peer is promoted and writes. What waited must not reach the
+/// data that have come from there, however often the daemon starts again.
+pub(crate) fn foreign_data() -> Result<()> {
+    Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Udrbd), |duo| {
+        let (first, second) = (duo.first.clone(), duo.second.clone());
+        duo.connect_and_sync()?;
+        let size = duo.size(&first)?;
+        let (here, there) = (first.device(), second.device());
+        run(duo, &format!("mkdir -p {MOUNT}; mkfs.ext4 -q -F {here}; mount {here} {MOUNT}"))?;
+        first.kill_daemon(&mut duo.guest)?;
+        let waiting = format!("! dd if=/dev/urandom of={MOUNT}/late bs=64k count=16 conv=fsync");
+        let waiting = duo.guest.spawn(&waiting, Duration::from_secs(300))?;
+        let lost = |status: &Status| status.peer_disk == "DUnknown" && status.connection == "WFConnection";
+        second.wait(&mut duo.guest, "the loss of the peer", Duration::from_secs(60), lost)?;
+        second.primary(&mut duo.guest, false)?;
+        let fill = "head -c 4M /dev/urandom | dd of={device} bs=1M oflag=direct iflag=fullblock";
+        run(duo, &fill.replace("{device}", &there))?;
+        second.secondary(&mut duo.guest)?;
+        for _ in 0..2 {
+            first.bring_up(&mut duo.guest)?;
+            duo.wait_healthy()?;
+            first.kill_daemon(&mut duo.guest)?;
+        }
+        first.bring_up(&mut duo.guest)?;
+        duo.wait_healthy()?;
+        expect_in_use(duo, &first, "primary 0", "they have been written elsewhere since")?;
+        duo.guest.wait(waiting)?.expect_success()?;
+        run(duo, &format!("umount {MOUNT}"))?;
+        first.primary(&mut duo.guest, false)?;
+        run(duo, &format!("cmp -n 4194304 {here} {}", second.disk))?;
+        duo.compare(size)
     })
 }
 

@@ -41,6 +41,7 @@ const CASES: &[Case] = &[
     Case::new("block_device_grows_when_nobody_has_it_open", block::grows),
     Case::new("block_device_carries_xfs_and_lvm", block::carries_xfs_and_lvm),
     Case::new("mounted_block_device_survives_the_death_of_its_daemon", block::live_restart),
+    Case::new("waiting_requests_never_reach_data_the_peer_has_written", block::foreign_data),
     Case::new("backing_device_moves_from_kernel_to_udrbd_and_back_without_resync", metadata::moves_between),
     Case::new("real_drbdmeta_reads_our_metadata_as_we_do", metadata::dumps_are_equal),
     Case::new(

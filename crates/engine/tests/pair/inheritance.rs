@@ -1,6 +1,6 @@
 //! Node 0, Primary, dies under clients that wait for its next engine. They may go on only with the data they know.
 
-use udrbd_engine::interface::{Command, Failure, NetOptions, WaitingClients};
+use udrbd_engine::interface::{Command, Failure, WaitingClients};
 use udrbd_engine::state::StateChangeResult;
 use udrbd_units::{ConnectionState, DiskState, GenerationId};
 
@@ -28,7 +28,7 @@ fn known(served: GenerationId) -> WaitingClients {
 }
 
 fn connect(pair: &mut Pair) {
-    pair.command(0, Command::Connect(Box::new(NetOptions::default()))).unwrap();
+    pair.command(0, Command::Connect(Box::default())).unwrap();
 }
 
 fn is_healthy(pair: &Pair) -> bool {

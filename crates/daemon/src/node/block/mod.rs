@@ -18,16 +18,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use udrbd_engine::interface::{Command, Level, WaitingClients};
+use udrbd_engine::interface::{Command, Level, VolumeStatus, WaitingClients};
 use udrbd_runtime::devices::{ClaimError, DeviceNumber, MinorClaim, Opener, openers};
 use udrbd_runtime::ublk::{self, ControlError, Existing, Mark, Parameters};
-use udrbd_units::{DiskState, Minor, Role, Sector, VolumeNumber};
+use udrbd_units::{ConnectionState, DiskState, Minor, Role, Sector, VolumeNumber};
 
 use super::commands::{find_device, pass};
 use super::{Node, State};
 use crate::messages::ToEngine;
 use keeper::{Keeper, Origin};
 use names::Names;
+use record::Record;
 
 /// Marks disks of udrbd in the driver; the rest of the number is the minor.
 const MARK: u64 = 0x7564_7262 << 32;
@@ -59,7 +60,7 @@ pub(super) struct Device {
     /// A disk whose server died, and that somebody has open.
     orphan: Option<u32>,
     /// What is kept of the data its clients were served.
-    record: Option<WaitingClients>,
+    record: Option<Record>,
     /// Told when the engine has let the disk go.
     closed: Option<oneshot::Sender<()>>,
 }
@@ -122,9 +123,10 @@ pub(super) async fn appear(node: &Rc<Node>, minor: Minor, resource: &str, volume
         let text = format!("/dev/{} is in use and waits: 'primary' takes it over", disk_name(number));
         node.log(&about, Level::Warning, Some(volume), &text);
     }
-    let clients = device.orphan.map(|_| record::read(&node.run_directory, minor));
-    node.state.borrow_mut().blocks.insert(minor, Device { record: clients, ..device });
-    if clients.is_some() {
+    let record = device.orphan.map(|_| record::read(&node.run_directory, minor));
+    node.state.borrow_mut().blocks.insert(minor, Device { record, ..device });
+    if let Some(record) = record {
+        let clients = Some(record.clients);
         // It cannot be refused.
         pass(node, &about, Command::ClientsWait { volume, clients }).await;
     }
@@ -326,20 +328,25 @@ async fn keep_record(
     let known = state.resource(resource).and_then(|entry| {
         let volumes = &entry.status.as_ref()?.resource.volumes;
         let known = volumes.iter().find(|known| known.volume == volume)?;
-        Some((known.served_generation, known.clients_may_go_on))
+        Some((served_now(known), known.clients_may_go_on))
     });
-    let Some((served, may_go_on)) = known else { return Err("the engine does not answer".to_owned()) };
+    let Some((record, may_go_on)) = known else { return Err("the engine does not answer".to_owned()) };
     if !may_go_on {
         return Err("the peer has written since".to_owned());
     }
-    let clients = WaitingClients { served, overwritten: false };
     if let Some(device) = state.blocks.get_mut(&minor) {
-        device.record = Some(clients);
+        device.record = Some(record);
     }
     drop(state);
-    record::write(&node.run_directory, minor, clients).map_err(|error| {
+    record::write(&node.run_directory, minor, record).map_err(|error| {
         format!("{}: {error}; which data it serves must be remembered there", node.run_directory.display())
     })
+}
+
+/// What clients see of a volume now.
+fn served_now(volume: &VolumeStatus) -> Record {
+    let clients = WaitingClients { served: volume.served_generation, overwritten: false };
+    Record { clients, alone: volume.connection < ConnectionState::Connected }
 }
 
 /// Keeps what has become of the data a block device serves, or of those that its waiting clients know.
@@ -353,18 +360,19 @@ fn update_records(node: &Node, resource: &str) {
     };
     for volume in &status.resource.volumes {
         let Some(device) = blocks.get_mut(&volume.minor) else { continue };
-        let clients = if device.orphan.is_some() {
-            volume.waiting_clients.filter(|clients| clients.overwritten)
+        let record = if device.orphan.is_some() {
+            let overwritten = volume.waiting_clients.filter(|clients| clients.overwritten);
+            overwritten.map(|clients| Record { clients, alone: false })
         } else if device.started && volume.role == Role::Primary {
-            Some(WaitingClients { served: volume.served_generation, overwritten: false })
+            Some(served_now(volume))
         } else {
             None
         };
-        if clients.is_some() && clients != device.record {
-            device.record = clients;
-            if let Some(clients) = clients
-                && let Err(error) = record::write(&node.run_directory, volume.minor, clients)
-            {
+        if let Some(record) = record
+            && device.record != Some(record)
+        {
+            device.record = Some(record);
+            if let Err(error) = record::write(&node.run_directory, volume.minor, record) {
                 tracing::warn!("{}: {error}", node.run_directory.display());
             }
         }
