@@ -20,7 +20,7 @@ use super::{BAD, Exit, Outcome, USAGE, confirmed, lock, reason, say, stop, tell}
 const PIECE_BYTES: usize = 1 << 20;
 /// How often and after what pause a busy device is tried again. The kernel lets go of what a killed daemon had open only
 /// when the last request of its ring has ended, which is some time after the process itself is gone.
-const BUSY_TRIES: u32 = 60;
+const BUSY_TRIES: u32 = 100;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// What direct I/O wants memory, offsets and lengths to be multiples of.
 const ALIGNMENT: usize = 4096;

@@ -21,7 +21,7 @@ use super::{Node, State, block, convert};
 use crate::messages::{DiskPair, ToEngine};
 
 /// How often and after what pause a disk that is in use is tried again.
-const BUSY_TRIES: u32 = 60;
+const BUSY_TRIES: u32 = 100;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// What `attach` asks for.
