@@ -191,6 +191,23 @@ impl Replica {
         }
     }
 
+    /// The command line of our `drbdadm WORDS` for this side's daemon.
+    pub fn adm(&self, words: &str) -> String {
+        assert!(self.kind == Kind::Udrbd, "the kernel's drbdadm knows no other node's daemon");
+        format!("{} {}/drbdadm {words}", self.environment(), folder_text())
+    }
+
+    /// The command line of what the service manager runs after a crash of our daemon: conf/resources, with the words it takes.
+    pub fn resources(&self, words: &str) -> String {
+        // The programs under test in the place of those that are installed.
+        let script = format!("{}/../conf/resources", env!("CARGO_MANIFEST_DIR"));
+        format!(
+            "{} sh -c \"$(sed 's|^PATH=.*|PATH={}:/usr/sbin:/usr/bin:/sbin:/bin|' {script})\" resources {words}",
+            self.environment(),
+            folder_text()
+        )
+    }
+
     /// The command line of `drbdmeta VERB` on this side's disk, with internal metadata.
     pub fn meta(&self, verb: &str) -> String {
         let words = format!("--force {} v08 {} internal {verb}", self.minor, quoted(&self.disk));

@@ -377,9 +377,18 @@ impl Guest {
     ///
     /// As [`Self::boot`].
     pub fn power_on(&mut self) -> Result<()> {
-        self.power_cut()?;
-        self.start_qemu()?;
+        self.start_again()?;
         self.wait_ready()
+    }
+
+    /// As [`Self::power_on`], but returns while it boots; [`Self::wait_ready`] before the first command.
+    ///
+    /// # Errors
+    ///
+    /// If QEMU cannot be started.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.power_cut()?;
+        self.start_qemu()
     }
 
     /// Waits until it takes commands.

@@ -12,14 +12,14 @@ use crate::duo::{Duo, IO};
 /// A random write of fio whose every block is checked afterwards; small, as emulated processors are slow.
 const FIO: &str = "fio --name=t --direct=1 --ioengine=libaio --rw=randwrite --bsrange=4k-64k --iodepth=8 \
                    --verify=crc32c --randseed=7";
-const MOUNT: &str = "/run/share/mnt";
+pub(crate) const MOUNT: &str = "/run/share/mnt";
 
-fn run(duo: &mut Duo, script: &str) -> Result<String> {
+pub(crate) fn run(duo: &mut Duo, script: &str) -> Result<String> {
     duo.guest.run_limited(&format!("set -e\n{script}"), Duration::from_secs(300))?.expect_success()
 }
 
 /// Tells a daemon to end, and waits until it has.
-fn end_of_daemon(side: &Replica) -> String {
+pub(crate) fn end_of_daemon(side: &Replica) -> String {
     format!("pid=$(cat {}/pid); kill $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done", side.run_dir)
 }
 
@@ -35,7 +35,7 @@ fn expect_no_names(duo: &mut Duo) -> Result<()> {
 }
 
 /// Refused with DRBD's number, and the holder's name for those who ask.
-fn expect_in_use(duo: &mut Duo, side: &Replica, command: &str, holder: &str) -> Result<()> {
+pub(crate) fn expect_in_use(duo: &mut Duo, side: &Replica, command: &str, holder: &str) -> Result<()> {
     let script = format!("UDRBD_VERBOSE=1 {}", side.setup(command));
     let output = duo.guest.run_limited(&script, Duration::from_secs(60))?;
     let told =

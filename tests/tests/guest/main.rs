@@ -7,6 +7,7 @@ mod block;
 mod duo;
 mod failover;
 mod link;
+mod load;
 mod metadata;
 mod packaging;
 mod power;
@@ -42,6 +43,11 @@ const CASES: &[Case] = &[
     Case::new("block_device_carries_xfs_and_lvm", block::carries_xfs_and_lvm),
     Case::new("mounted_block_device_survives_the_death_of_its_daemon", block::live_restart),
     Case::new("waiting_requests_never_reach_data_the_peer_has_written", block::foreign_data),
+    Case::long("ext4_under_load_is_whole_on_a_udrbd_peer", load::ext4_and_udrbd),
+    Case::long("ext4_under_load_is_whole_on_a_kernel_peer", load::ext4_and_kernel),
+    Case::long("xfs_under_load_is_whole_on_a_udrbd_peer", load::xfs_and_udrbd),
+    Case::long("xfs_under_load_is_whole_on_a_kernel_peer", load::xfs_and_kernel),
+    Case::long("mounted_block_device_survives_many_deaths_of_its_daemon", load::many_deaths),
     Case::new("backing_device_moves_from_kernel_to_udrbd_and_back_without_resync", metadata::moves_between),
     Case::new("real_drbdmeta_reads_our_metadata_as_we_do", metadata::dumps_are_equal),
     Case::new(

@@ -48,14 +48,14 @@ impl Node {
     }
 }
 
-/// Boots two guests on a cable, each with a side of that kind.
-pub(crate) fn boot(first: Kind, second: Kind) -> Result<(Node, Node, Cable)> {
+/// Boots two guests on a cable, each with a side of that kind on a disk of `bytes`.
+pub(crate) fn boot(bytes: u64, first: Kind, second: Kind) -> Result<(Node, Node, Cable)> {
     if first == Kind::Udrbd || second == Kind::Udrbd {
         replica::built_binaries()?;
     }
     machine::ensure_packages(&["drbd-utils", "kmod"])?;
     forget_guests();
-    let options = GuestOptions { disks: vec![DISK_BYTES], processors: 1, ..GuestOptions::default() };
+    let options = GuestOptions { disks: vec![bytes], processors: 1, ..GuestOptions::default() };
     let (alpha, beta, cable) = Guest::boot_pair(&options)?;
     let (one, two) = ("10.66.0.1:7788", "10.66.0.2:7788");
     let first = Replica::new(first, "res", 0, "/dev/vda", one, two);
@@ -66,7 +66,7 @@ pub(crate) fn boot(first: Kind, second: Kind) -> Result<(Node, Node, Cable)> {
 /// The Primary loses its power under writes. The survivor is promoted and has every acknowledged write;
 /// it takes more writes; the lost node comes back, is brought up to date and serves all of it.
 fn power_cut_primary(first: Kind, second: Kind) -> Result<()> {
-    let (mut lost, mut survivor, _cable) = boot(first, second)?;
+    let (mut lost, mut survivor, _cable) = boot(DISK_BYTES, first, second)?;
     let result = play(&mut lost, &mut survivor);
     result.map_err(|error| {
         let logs = [&mut lost, &mut survivor].map(|node| {
