@@ -10,9 +10,11 @@
 //! - [`package`]: the Debian package, of built programs;
 //! - [`pair`]: two of our daemons side by side on this machine, without root;
 //! - [`nbd`], [`target`], [`workload`]: a client, and writes that can be checked after any crash;
+//! - [`images`]: what QEMU's tools do with the images of guests on a device;
 //! - [`runner`]: a test harness whose tests may say that they were skipped, and why.
 
 pub mod guest;
+pub mod images;
 pub mod machine;
 pub mod nbd;
 pub mod package;

@@ -5,12 +5,13 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use udrbd_tests::machine;
 use udrbd_tests::nbd::Nbd;
 use udrbd_tests::pair::{Node, Pair, PairOptions};
 use udrbd_tests::runner::{self, Case};
+use udrbd_tests::shell::{Local, Shell as _};
 use udrbd_tests::target::TargetName;
 use udrbd_tests::workload::{self, Workload};
+use udrbd_tests::{images, machine};
 
 const CASES: &[Case] = &[
     Case::new("initial_sync_makes_both_disks_equal", initial_sync),
@@ -28,6 +29,7 @@ const CASES: &[Case] = &[
     Case::new("a_terabyte_costs_no_more_memory_than_its_bitmap", memory_of_a_terabyte),
     Case::new("disks_that_have_grown_give_a_larger_device", resize),
     Case::new("a_full_file_system_below_costs_the_disk_and_no_write", full_file_system),
+    Case::new("images_of_guests_are_served_to_qemu", images_of_guests),
     Case::new("garbage_on_the_port_leaves_the_daemon_up", garbage_on_port),
 ];
 
@@ -129,6 +131,32 @@ fn killed_secondary() -> Result<()> {
     pair.adm(Node::Beta, "up r0")?;
     pair.wait_healthy()?;
     compare(&pair, Node::Alpha)
+}
+
+/// A raw image and a qcow2 one, written by QEMU's tools through one node and checked through the other.
+fn images_of_guests() -> Result<()> {
+    machine::ensure_packages(images::PACKAGES)?;
+    let mut pair = pair()?;
+    pair.bring_up_and_sync()?;
+    let uri = |pair: &Pair, node| format!("nbd+unix:///r0?socket={}", pair.socket(node).display());
+    let folder = pair.config().with_file_name("images").display().to_string();
+    let run = |script: String| -> Result<()> {
+        Local.run_limited(&script, Duration::from_secs(120))?.expect_success().map(drop)
+    };
+    for (put, check) in [
+        (images::put_raw as fn(&str, &str) -> String, images::check_raw as fn(&str, &str) -> String),
+        (images::put_qcow2, images::check_qcow2),
+    ] {
+        run(put(&uri(&pair, Node::Alpha), &folder))?;
+        compare(&pair, Node::Alpha)?;
+        pair.adm(Node::Alpha, "secondary r0")?;
+        pair.adm(Node::Beta, "primary r0")?;
+        run(check(&uri(&pair, Node::Beta), &folder))?;
+        compare(&pair, Node::Beta)?;
+        pair.adm(Node::Beta, "secondary r0")?;
+        pair.adm(Node::Alpha, "primary r0")?;
+    }
+    Ok(())
 }
 
 /// Runs `during` in the middle of writes that are expected to be torn off by it.
