@@ -10,7 +10,7 @@ use udrbd_tests::shell::Shell as _;
 use crate::duo::{Duo, IO};
 
 /// A random write of fio whose every block is checked afterwards; small, as emulated processors are slow.
-const FIO: &str = "fio --name=t --direct=1 --ioengine=libaio --rw=randwrite --bsrange=4k-64k --iodepth=8 \
+pub(crate) const FIO: &str = "fio --name=t --direct=1 --ioengine=libaio --rw=randwrite --bsrange=4k-64k --iodepth=8 \
                    --verify=crc32c --randseed=7";
 pub(crate) const MOUNT: &str = "/run/share/mnt";
 
@@ -24,7 +24,7 @@ pub(crate) fn end_of_daemon(side: &Replica) -> String {
 }
 
 /// What has to hold of `/dev` when nothing is configured.
-fn expect_no_names(duo: &mut Duo) -> Result<()> {
+pub(crate) fn expect_no_names(duo: &mut Duo) -> Result<()> {
     let left = duo
         .guest
         .sh("ls -d /dev/drbd* /dev/ublkb* /dev/ublkc* /run/lock/udrbd-minor-* 2>/dev/null || true")?;

@@ -12,7 +12,9 @@ mod metadata;
 mod packaging;
 mod power;
 mod replication;
+mod tools;
 mod upkeep;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -43,6 +45,11 @@ const CASES: &[Case] = &[
     Case::new("block_device_carries_xfs_and_lvm", block::carries_xfs_and_lvm),
     Case::new("mounted_block_device_survives_the_death_of_its_daemon", block::live_restart),
     Case::new("waiting_requests_never_reach_data_the_peer_has_written", block::foreign_data),
+    Case::new("partitions_of_a_block_device_keep_it_primary_and_go_with_it", volumes::partitions),
+    Case::new("block_devices_of_two_volumes_take_writes_at_once", volumes::two_volumes),
+    Case::long("block_device_carries_images_of_guests", tools::images_of_guests),
+    Case::long("block_device_does_what_the_block_layer_asks_of_disks", tools::block_layer),
+    Case::long("block_device_passes_blktests", tools::blktests),
     Case::long("ext4_under_load_is_whole_on_a_udrbd_peer", load::ext4_and_udrbd),
     Case::long("ext4_under_load_is_whole_on_a_kernel_peer", load::ext4_and_kernel),
     Case::long("xfs_under_load_is_whole_on_a_udrbd_peer", load::xfs_and_udrbd),

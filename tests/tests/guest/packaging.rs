@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use udrbd_tests::guest::{Guest, GuestOptions, Output};
-use udrbd_tests::machine::skip;
+use udrbd_tests::machine::{self, skip};
 use udrbd_tests::{package, replica};
 
 /// Installing is slow under emulation.
@@ -186,8 +186,46 @@ S="nsenter --target $(head -1 /run/test-systemd) --mount --pid --cgroup --root -
 until $S systemctl is-active --quiet guest.target; do sleep 0.3; done
 "#;
 
+/// With the rule for udev systemd knows the disk by all its names: it mounts it by them, and sees it go.
+fn udev_names(node: &mut Node) -> Result<()> {
+    node.sh(&format!(
+        r#"{SYSTEMD}set -e
+        $S /lib/systemd/systemd-udevd --daemon
+        $S drbdadm primary r0
+        $S udevadm settle
+        $S udevadm info --query=property /dev/ublkb0 >/run/properties
+        state() {{ $S systemctl is-active "$(systemd-escape --path --suffix=device $1)"; }}
+        for name in /dev/drbd0 /dev/drbd/by-res/r0/0 /dev/drbd/by-disk/vda; do
+            grep -qE "^SYSTEMD_ALIAS=.*$name( |$)" /run/properties || {{ cat /run/properties >&2; exit 1; }}
+            for _ in $(seq 50); do state $name >/dev/null && break; sleep 0.2; done
+            [ $(state $name) = active ]
+            # The links are the daemon's: udev makes none that would lead to the other name.
+            test $name -ef /dev/drbd0
+        done
+        [ "$(readlink -f /dev/drbd/by-res/r0/0)" = /dev/drbd0 ]
+        $S mkfs.ext4 -q -F /dev/drbd0
+        mkdir -p /run/mnt
+        printf '[Mount]
+What=/dev/drbd/by-res/r0/0
+Where=/run/mnt
+' >/run/test-units/run-mnt.mount
+        $S systemctl daemon-reload
+        $S systemctl start run-mnt.mount
+        $S grep -q '^/dev/drbd0 /run/mnt ext4 ' /proc/mounts
+        ! $S drbdadm secondary r0
+        $S systemctl stop run-mnt.mount
+        $S drbdadm secondary r0
+        for name in /dev/drbd0 /dev/drbd/by-res/r0/0 /dev/drbd/by-disk/vda; do
+            for _ in $(seq 50); do state $name >/dev/null || break; sleep 0.2; done
+            [ $(state $name || true) = inactive ]
+        done"#
+    ))
+    .map(drop)
+}
+
 /// Where systemd runs, the daemon is its service, whoever needs it first, and its resources survive a crash.
 pub(crate) fn under_systemd() -> Result<()> {
+    machine::ensure_packages(&["udev"])?;
     let mut node = Node::boot()?;
     if node.run("test -x /lib/systemd/systemd")?.status != 0 {
         return Err(skip("needs systemd"));
@@ -226,6 +264,7 @@ pub(crate) fn under_systemd() -> Result<()> {
 
     // It crashes under a mounted file system: whoever writes waits, and goes on.
     if node.run("test -e /dev/ublk-control")?.status == 0 {
+        udev_names(&mut node)?;
         node.sh(&format!(
             "{SYSTEMD}$S drbdadm primary r0; $S mkfs.ext4 -q -F /dev/drbd0; $S mkdir -p /run/mnt\n\
              $S mount /dev/drbd0 /run/mnt; $S kill -9 $($S systemctl show --property MainPID --value udrbdd)\n\
