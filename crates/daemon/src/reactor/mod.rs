@@ -160,7 +160,8 @@ impl Reactor {
     /// # Errors
     /// The ring is unusable.
     pub(crate) fn run(&mut self) -> Result<(), Errno> {
-        self.mail.arm(&mut self.ring, Tag::Mail);
+        // Mail may be there already: arming takes its wake-up back.
+        self.take_mail();
         let mut completions = Vec::with_capacity(4096);
         loop {
             self.finish_turn();
@@ -464,5 +465,34 @@ impl Reactor {
         if self.network.drop_socket(&mut self.ring, socket) {
             self.feed(Event::SocketDown { socket, loss });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use udrbd_engine::interface::ResourceOptions;
+    use udrbd_runtime::mailbox::mailbox;
+    use udrbd_runtime::{PoolOptions, RingOptions};
+
+    use super::*;
+
+    #[test]
+    fn mail_from_before_it_runs_is_not_slept_over() {
+        let (mail, inbox) = mailbox(4).unwrap();
+        let (outbox, events) = mailbox(4).unwrap();
+        mail.send(ToEngine::Publish(7)).unwrap();
+        mail.send(ToEngine::Stop).unwrap();
+        let (ended, outcome) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let pool = PoolOptions { bytes: 1 << 20, lock: false };
+            let ring = Ring::new(RingOptions { pool, ..RingOptions::default() }).unwrap();
+            let engine = Engine::new(ResourceOptions::default(), [1; 32]);
+            ended.send(Reactor::new(ring, engine, inbox, outbox).run()).unwrap();
+        });
+        // It hangs where it sleeps over it.
+        assert_eq!(outcome.recv_timeout(Duration::from_secs(60)).unwrap(), Ok(()));
+        let Received::Message(FromEngine::Status(status)) = events.take() else { panic!("no status") };
+        assert_eq!(status.answered, 7);
+        drop(mail);
     }
 }
