@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use udrbd_tests::guest::{KERNEL_VARIABLE, KernelChoice};
 use udrbd_tests::machine;
 
 use crate::workspace;
@@ -70,7 +71,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     let test = |words: &[&str]| {
         let mut command = workspace::cargo();
-        command.arg("test").args(words).args(["--no-fail-fast"]);
+        command.arg("test").arg("--no-fail-fast").args(words);
         if options.long {
             command.env("UDRBD_TEST_LONG", "1");
         }
@@ -97,6 +98,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         report.note((Counts { skipped: 1, ..Counts::default() }, "skipped: guests: --no-guests".to_owned()));
     } else {
         report.suite("guests", test(&["-p", "udrbd-tests", "--test", "guest"]));
+        if options.long {
+            // What depends on the kernel's ublk driver.
+            let mut newer =
+                test(&["-p", "udrbd-tests", "--test", "guest", "--", "block_device", "survivor_"]);
+            newer.env(KERNEL_VARIABLE, KernelChoice::NAMES[1]);
+            report.suite("block devices on a newer kernel", newer);
+        }
     }
 
     println!("\n{:.0} s in all:", begin.elapsed().as_secs_f32());

@@ -19,9 +19,9 @@ pub(crate) struct Options {
     /// One guest, or two joined by a virtual cable.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     guests: u8,
-    /// Debian 13's own kernel, or the newest of its backports.
-    #[arg(long, default_value = "6.12", value_parser = ["6.12", "backports"])]
-    kernel: String,
+    /// Debian 13's own kernel, or the newest of its backports; else what UDRBD_VM_KERNEL asks for, else the first.
+    #[arg(long, value_parser = KernelChoice::NAMES)]
+    kernel: Option<String>,
     /// Virtual processors of each guest.
     #[arg(long, default_value_t = 2, value_name = "N")]
     smp: u32,
@@ -65,7 +65,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 ///
 /// If a guest cannot be booted or dies.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let kernel = if options.kernel == "backports" { KernelChoice::Backports } else { KernelChoice::Stable };
+    let kernel = options.kernel.as_deref().map(KernelChoice::named).transpose()?;
     let guest_options = GuestOptions {
         kernel,
         processors: options.smp,

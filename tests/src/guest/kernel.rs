@@ -11,14 +11,45 @@ use crate::machine::{self, skip};
 /// Which kernel a guest boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KernelChoice {
-    /// Debian 13's own, Linux 6.12: the one every guest test runs on.
+    /// Debian 13's own, Linux 6.12: the one guest tests run on unless they say otherwise.
     #[default]
     Stable,
     /// The newest of Debian 13's backports, for what 6.12 does not have.
     Backports,
 }
 
+/// Names the kernel of guests that ask for none: one of [`KernelChoice::NAMES`].
+pub const KERNEL_VARIABLE: &str = "UDRBD_VM_KERNEL";
+
 impl KernelChoice {
+    /// What people call them.
+    pub const NAMES: [&str; 2] = ["6.12", "backports"];
+
+    /// The kernel of this name.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn named(name: &str) -> Result<Self> {
+        match name {
+            "6.12" => Ok(Self::Stable),
+            "backports" => Ok(Self::Backports),
+            other => bail!("`{other}` is no guest's kernel: {}", Self::NAMES.join(" or ")),
+        }
+    }
+
+    /// What [`KERNEL_VARIABLE`] asks for; where it is not set, the usual one.
+    ///
+    /// # Errors
+    ///
+    /// If it names no kernel.
+    pub fn from_environment() -> Result<Self> {
+        match std::env::var(KERNEL_VARIABLE) {
+            Ok(name) if !name.is_empty() => Self::named(&name).context(KERNEL_VARIABLE),
+            _ => Ok(Self::default()),
+        }
+    }
+
     fn suite(self) -> &'static str {
         match self {
             Self::Stable => "trixie",
@@ -218,6 +249,13 @@ mod tests {
                 "kernel/net/9p/9pnet_virtio.ko.xz"
             ]
         );
+    }
+
+    #[test]
+    fn every_kernel_has_its_name() {
+        let named = KernelChoice::NAMES.map(|name| KernelChoice::named(name).unwrap());
+        assert_eq!(named, [KernelChoice::Stable, KernelChoice::Backports]);
+        assert!(KernelChoice::named("7").is_err());
     }
 
     #[test]

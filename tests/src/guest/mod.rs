@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-pub use kernel::{Kernel, KernelChoice};
+pub use kernel::{KERNEL_VARIABLE, Kernel, KernelChoice};
 pub use link::{End, Link};
 
 use crate::machine;
@@ -57,8 +57,8 @@ const RUN_LIMIT: Duration = Duration::from_secs(120);
 pub struct GuestOptions {
     /// Its host name.
     pub name: String,
-    /// The kernel it boots.
-    pub kernel: KernelChoice,
+    /// The kernel it boots; `None`: what [`KERNEL_VARIABLE`] asks for.
+    pub kernel: Option<KernelChoice>,
     /// Virtual processors.
     pub processors: u32,
     /// Memory, in MiB.
@@ -91,7 +91,7 @@ impl Default for GuestOptions {
     fn default() -> Self {
         Self {
             name: "alpha".to_owned(),
-            kernel: KernelChoice::Stable,
+            kernel: None,
             processors: 2,
             memory_mib: 1536,
             disks: Vec::new(),
@@ -173,7 +173,11 @@ impl Guest {
     /// As [`Self::boot`].
     pub fn start(options: GuestOptions) -> Result<Self> {
         machine::ensure_packages(PACKAGES)?;
-        let kernel = Kernel::fetch(options.kernel)?;
+        let choice = match options.kernel {
+            Some(choice) => choice,
+            None => KernelChoice::from_environment()?,
+        };
+        let kernel = Kernel::fetch(choice)?;
         let folder = tempfile::Builder::new().prefix("udrbd-guest-").tempdir()?;
         fs::create_dir(folder.path().join("share"))?;
         for (index, size) in options.disks.iter().enumerate() {
@@ -222,6 +226,11 @@ impl Guest {
     /// Its host name.
     pub fn name(&self) -> &str {
         &self.options.name
+    }
+
+    /// Its kernel, as `uname -r` says.
+    pub fn kernel_release(&self) -> &str {
+        &self.kernel.release
     }
 
     /// The file behind its disk `index` (0 is `/dev/vda`): what was written is to be seen there at once.
