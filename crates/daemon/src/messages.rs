@@ -9,6 +9,7 @@ use udrbd_engine::interface::{
 use udrbd_runtime::disk::Disk;
 use udrbd_runtime::nbd::Negotiated;
 use udrbd_runtime::socket::SocketOptions;
+use udrbd_runtime::ublk::Source;
 use udrbd_units::VolumeNumber;
 
 /// The open devices of a volume. With internal metadata both are clones of one.
@@ -40,7 +41,7 @@ pub(crate) enum ToEngine {
     /// An NBD client that has negotiated.
     Client { volume: VolumeNumber, socket: OwnedFd, negotiated: Box<Negotiated> },
     /// The block device of a volume, whose requests are to be served from now on.
-    ServeBlock { id: CommandId, volume: VolumeNumber, device: OwnedFd },
+    ServeBlock { id: CommandId, volume: VolumeNumber, source: Source },
     /// A handler has ended.
     HandlerExit { handler: HandlerId, status: i32 },
     /// Tell the status, with this number or a later one.

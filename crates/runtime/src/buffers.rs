@@ -59,6 +59,11 @@ impl BufferHandle {
         Self { raw }
     }
 
+    /// The number of its first page in the pool.
+    pub(crate) const fn first_page(self) -> usize {
+        self.page() as usize
+    }
+
     /// The `length` bytes of this buffer from `offset` on.
     #[must_use]
     pub const fn slice(self, offset: u32, length: u32) -> BufferSlice {

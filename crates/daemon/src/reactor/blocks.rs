@@ -1,10 +1,8 @@
 //! The kernel's requests to the block devices of a resource: as with NBD clients, they go to the engine and its
 //! completions back to them.
 
-use std::os::fd::OwnedFd;
-
 use udrbd_engine::interface::{ClientError, ClientRequest, Event, Operation, RequestId};
-use udrbd_runtime::ublk::{self, Fetched, Queue, Request};
+use udrbd_runtime::ublk::{self, Fetched, Queue, Request, Source};
 use udrbd_runtime::{BufferHandle, Errno, Ring};
 use udrbd_units::{SECTOR_BYTES, Sector, SectorRange, VolumeNumber};
 
@@ -69,13 +67,13 @@ impl Blocks {
         &mut self,
         ring: &mut Ring<Tag>,
         volume: VolumeNumber,
-        device: OwnedFd,
+        source: Source,
     ) -> Result<(), Errno> {
         if self.block(volume).is_some() {
             return Err(Errno::EBUSY);
         }
         let tag = |tag| Tag::Block { volume, tag };
-        let queue = Queue::open(ring, device, OTHERS_MEBIBYTES, tag)?;
+        let queue = Queue::open(ring, source, OTHERS_MEBIBYTES, tag)?;
         self.blocks.push(Block { volume, queue, rests: vec![None; usize::from(ublk::DEPTH)] });
         Ok(())
     }

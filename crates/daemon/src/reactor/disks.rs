@@ -221,6 +221,9 @@ impl Reactor {
             self.disks.waiting.push_back(action);
             return;
         };
+        if digest.is_some() || look_for_zeroes {
+            self.ring.use_own_memory(buffer);
+        }
         let read = Read { token, buffer, bytes: range.bytes, digest, look_for_zeroes, taken };
         let slot = self.disks.reads.insert(read);
         pair.backing.read(&mut self.ring, range.start, buffer.slice(0, range.bytes), Tag::Read(slot));

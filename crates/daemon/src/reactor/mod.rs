@@ -429,8 +429,8 @@ impl Reactor {
                 let limits = self.engine.request_limits();
                 self.clients.welcome(&mut self.ring, volume, socket, &negotiated, serving, limits);
             }
-            ToEngine::ServeBlock { id, volume, device } => {
-                let served = self.blocks.serve(&mut self.ring, volume, device);
+            ToEngine::ServeBlock { id, volume, source } => {
+                let served = self.blocks.serve(&mut self.ring, volume, source);
                 let result = served.map_err(|errno| Failure::Configuration {
                     code: NO_MEMORY,
                     info: vec![format!("the queue of the block device: {errno}")],

@@ -8,7 +8,8 @@
 //! | a process with a descriptor | `/proc/*/fd` |
 //! | a loop device | `/sys/block/loop*/loop/backing_file` |
 //!
-//! Not told: a kernel target that opened the device by a path and claims nothing. Counting opens and closes with inotify
+//! Not told: a kernel target that opened the device by a path and claims nothing. Only the driver knows of it, and since Linux
+//! 7.0 refuses to stop the disk ([`Control::stop_unused`](crate::ublk::Control::stop_unused)). Counting opens and closes with inotify
 //! would tell it, if it told every one: equal events in a row are made one, so two opens that are read late count once.
 
 use std::fmt;
@@ -36,6 +37,8 @@ pub enum Opener {
     },
     /// Somebody who claims it and is not shown.
     Unknown,
+    /// Somebody of whom only the driver knows.
+    Hidden,
 }
 
 impl Opener {
@@ -55,6 +58,7 @@ impl fmt::Display for Opener {
             Self::Swap => formatter.write_str("used as swap space"),
             Self::Process { process, name } => write!(formatter, "open in process {process} ({name})"),
             Self::Unknown => formatter.write_str("claimed by somebody the kernel does not name"),
+            Self::Hidden => formatter.write_str("open by somebody the kernel does not name"),
         }
     }
 }

@@ -12,6 +12,7 @@
 //! thread; each flag is left out where the kernel does not know it. Waiting with a deadline needs no timeout
 //! operation: the deadline is an argument of the wait itself.
 
+mod pages;
 mod pending;
 
 use std::collections::VecDeque;
@@ -25,6 +26,9 @@ use udrbd_units::Sector;
 
 use crate::Errno;
 use crate::buffers::{BufferHandle, BufferPool, BufferSlice, KernelAccess, PoolOptions};
+use pages::Pages;
+#[cfg(feature = "ublk")]
+pub(crate) use pending::RequestData;
 use pending::{Pending, Slots, Work, ZEROES_BYTES};
 
 /// An open file that operations in flight keep open. Dropping the last clone closes it.
@@ -107,6 +111,8 @@ pub enum Readiness {
 pub struct Ring<T: Copy + Debug> {
     uring: IoUring,
     buffers: Option<BufferPool>,
+    /// `None` until the ring has a table of buffers.
+    pages: Option<Pages>,
     slots: Slots<T>,
     /// Entries that did not fit into the submission queue.
     backlog: VecDeque<squeue::Entry>,
@@ -134,6 +140,7 @@ impl<T: Copy + Debug> Ring<T> {
         Ok(Self {
             uring,
             buffers: Some(BufferPool::new(options.pool)?),
+            pages: None,
             slots: Slots::default(),
             backlog: VecDeque::new(),
             reaped: Vec::with_capacity(options.completions as usize),
@@ -205,10 +212,12 @@ impl<T: Copy + Debug> Ring<T> {
     }
 
     /// Reads `slice.length` bytes at `start`. Reading over the end of a regular file is `EIO`: the device the
-    /// metadata describes is larger than the file.
+    /// metadata describes is larger than the file. Where the buffer is that of a block device's request, the data may go to the
+    /// request's own pages, and not to the buffer; see [`Ring::use_own_memory`].
     pub fn read(&mut self, file: &Descriptor, start: Sector, slice: BufferSlice, token: T) -> OperationId {
         self.pool().pin(slice, KernelAccess::Writes);
-        self.submit(file, token, Work::Read { slice, start: start.bytes(), done: 0 })
+        let pages = self.pages.as_ref().and_then(|pages| pages.of(slice.buffer));
+        self.submit(file, token, Work::Read { slice, start: start.bytes(), done: 0, pages })
     }
 
     /// Writes a part of a buffer at `start`.
@@ -235,6 +244,7 @@ impl<T: Copy + Debug> Ring<T> {
         slice: BufferSlice,
         token: T,
     ) -> OperationId {
+        self.use_own_memory(slice.buffer);
         let bytes = self.bytes_mut(slice);
         let result = inline_transfer(bytes.len(), |done| {
             nix::sys::uio::pread(file.as_fd(), &mut bytes[done..], (start.bytes() + done as u64) as i64)
@@ -304,6 +314,46 @@ impl<T: Copy + Debug> Ring<T> {
         self.submit(file, token, Work::Poll { events: events as u32 })
     }
 
+    /// Sees to it that reads into this buffer leave their data there, also where it is that of a block device's request.
+    pub fn use_own_memory(&mut self, buffer: BufferHandle) {
+        if let Some(pages) = &mut self.pages {
+            pages.take(buffer);
+        }
+    }
+
+    /// Room for `count` entries in the ring's table of buffers; the first one's number. `None` where there is none left, or
+    /// the kernel has no such table.
+    #[cfg(feature = "ublk")]
+    pub(crate) fn reserve_pages(&mut self, count: u16) -> Option<u16> {
+        if self.pages.is_none() {
+            self.uring.submitter().register_buffers_sparse(u32::from(pages::ENTRIES)).ok()?;
+            self.pages = Some(Pages::default());
+        }
+        self.pages.as_mut()?.reserve(count)
+    }
+
+    /// Gives back what [`Ring::reserve_pages`] gave.
+    #[cfg(feature = "ublk")]
+    pub(crate) fn free_pages(&mut self, first: u16) {
+        if let Some(pages) = &mut self.pages {
+            pages.free(first);
+        }
+    }
+
+    /// From now on reads into this buffer go to the pages of an entry.
+    #[cfg(feature = "ublk")]
+    pub(crate) fn lend_pages(&mut self, buffer: BufferHandle, entry: u16) {
+        if let Some(pages) = &mut self.pages {
+            pages.lend(buffer, entry);
+        }
+    }
+
+    /// Ends that. True if it still was so: what was read into the buffer is in the pages, and not in the buffer.
+    #[cfg(feature = "ublk")]
+    pub(crate) fn take_pages(&mut self, buffer: BufferHandle) -> bool {
+        self.pages.as_mut().is_some_and(|pages| pages.take(buffer).is_some())
+    }
+
     /// A command of a ublk queue (number 0): the answer to the last request of a tag goes out, and the completion is
     /// the next request. The kernel has the part of the buffer all the while.
     #[cfg(feature = "ublk")]
@@ -312,11 +362,13 @@ impl<T: Copy + Debug> Ring<T> {
         device: &Descriptor,
         command: u32,
         (tag, result): (u16, i32),
-        slice: BufferSlice,
+        data: RequestData,
         token: T,
     ) -> OperationId {
-        self.pool().pin(slice, KernelAccess::Writes);
-        self.submit(device, token, Work::BlockRequest { command, tag, result, slice })
+        if let RequestData::Copied(slice) = data {
+            self.pool().pin(slice, KernelAccess::Writes);
+        }
+        self.submit(device, token, Work::BlockRequest { command, tag, result, data })
     }
 
     /// Asks the kernel to give an operation up. It completes all the same: with `ECANCELED`, or with its result
@@ -390,6 +442,9 @@ impl<T: Copy + Debug> Ring<T> {
         let result = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result as u32) };
         match pending.work.advance(result) {
             pending::Step::Again => {
+                if let Work::Read { slice, pages: None, .. } = pending.work {
+                    self.use_own_memory(slice.buffer);
+                }
                 // The slot keeps its number so that a cancel by id still finds the operation.
                 self.slots.restore(id, pending);
                 self.start(id);
@@ -421,7 +476,14 @@ impl<T: Copy + Debug> Ring<T> {
             Work::Write { flush_first: true, .. } | Work::Sync => {
                 opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
             }
-            Work::Read { slice, start, done } => {
+            Work::Read { slice, start, done, pages: Some(entry) } => {
+                // Addresses in the pages of a request count from 0.
+                let place = std::ptr::without_provenance_mut((slice.offset + done) as usize);
+                opcode::ReadFixed::new(fd, place, slice.length - done, entry)
+                    .offset(start + u64::from(done))
+                    .build()
+            }
+            Work::Read { slice, start, done, pages: None } => {
                 let rest = slice.part(done, slice.length - done);
                 let pointer = self.buffers().pinned_pointer(rest);
                 opcode::Read::new(fd, pointer, rest.length).offset(start + u64::from(done)).build()
@@ -446,10 +508,16 @@ impl<T: Copy + Debug> Ring<T> {
             Work::Nothing => opcode::Nop::new().build(),
             Work::Poll { events } => opcode::PollAdd::new(fd, events).build(),
             #[cfg(feature = "ublk")]
-            Work::BlockRequest { command, tag, result, slice } => {
+            Work::BlockRequest { command, tag, result, data: RequestData::Copied(slice) } => {
                 let address = self.buffers().pinned_pointer(slice) as u64;
                 let words = crate::ublk::command_words(tag, result, address);
                 opcode::UringCmd16::new(fd, command).cmd(words).build()
+            }
+            #[cfg(feature = "ublk")]
+            Work::BlockRequest { command, tag, result, data: RequestData::Pages(entry) } => {
+                let words = crate::ublk::command_words(tag, result, 0);
+                let registration = crate::ublk::registration_of(entry);
+                opcode::UringCmd16::new(fd, command).cmd(words).addr(Some(registration)).build()
             }
             Work::Cancel => unreachable!("a cancel is queued by itself"),
         };
@@ -551,8 +619,9 @@ fn setup(options: RingOptions) -> std::io::Result<IoUring> {
 
 #[allow(unsafe_code)]
 fn push_entry(uring: &mut IoUring, entry: &squeue::Entry) -> bool {
-    // SAFETY: an entry's memory is a pinned pool buffer (the pool outlives the ring, or is leaked) or the static
-    // zeroes, and its file is kept open by the slot until the completion; both hold until the kernel answers.
+    // SAFETY: an entry's memory is a pinned pool buffer (the pool outlives the ring, or is leaked), the static
+    // zeroes, or an entry of the ring's table, whose pages the kernel keeps for its operations; and its file is kept
+    // open by the slot until the completion; both hold until the kernel answers.
     unsafe { uring.submission().push(entry) }.is_ok()
 }
 

@@ -71,6 +71,16 @@ pub(super) fn zero_entry(fd: types::Fd, way: Way, start: u64, bytes: u64) -> squ
     }
 }
 
+/// Where the data of the answer are, and the data of the next request will be.
+#[cfg(feature = "ublk")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RequestData {
+    /// The kernel copies them out of and into this.
+    Copied(BufferSlice),
+    /// They stay in the request's pages, which the kernel puts into this entry of the ring's table.
+    Pages(u16),
+}
+
 /// What an operation does, and how far it has come.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Work {
@@ -78,6 +88,8 @@ pub(super) enum Work {
         slice: BufferSlice,
         start: u64,
         done: u32,
+        /// The entry of the ring's table whose pages take the data, in place of the slice.
+        pages: Option<u16>,
     },
     Write {
         slice: BufferSlice,
@@ -110,8 +122,7 @@ pub(super) enum Work {
         tag: u16,
         /// The answer.
         result: i32,
-        /// Where the data of the answer are, and the data of the next request will be.
-        slice: BufferSlice,
+        data: RequestData,
     },
     Cancel,
 }
@@ -145,6 +156,11 @@ impl Work {
             return Step::Again;
         }
         match (self, result) {
+            (Self::Read { pages: pages @ Some(_), done, .. }, Err(_)) => {
+                // The device may want memory that is aligned otherwise. Only a failure with our own is the device's.
+                (*pages, *done) = (None, 0);
+                Step::Again
+            }
             (Self::Read { slice, done, .. }, Ok(moved)) => transferred(done, moved, slice.length),
             (Self::Write { flush_first: flush_first @ true, .. }, Ok(_)) => {
                 *flush_first = false;
@@ -177,7 +193,11 @@ impl Work {
             Self::Read { slice, .. } | Self::Receive { slice, .. } => Some((slice, KernelAccess::Writes)),
             Self::Write { slice, .. } => Some((slice, KernelAccess::Reads)),
             #[cfg(feature = "ublk")]
-            Self::BlockRequest { slice, .. } => Some((slice, KernelAccess::Writes)),
+            Self::BlockRequest { data: RequestData::Copied(slice), .. } => {
+                Some((slice, KernelAccess::Writes))
+            }
+            #[cfg(feature = "ublk")]
+            Self::BlockRequest { data: RequestData::Pages(_), .. } => None,
             Self::Sync | Self::Nothing | Self::Zero { .. } | Self::Poll { .. } | Self::Cancel => None,
         }
     }
@@ -291,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_short_transfer_is_continued_until_whole() {
-        let mut work = Work::Read { slice: slice(4096), start: 0, done: 0 };
+        let mut work = Work::Read { slice: slice(4096), start: 0, done: 0, pages: None };
         assert_eq!(work.advance(Ok(1024)), Step::Again);
         assert_eq!(work.advance(Err(Errno::EINTR)), Step::Again);
         assert_eq!(work.advance(Ok(3072)), Step::Done(Ok(4096)));
@@ -299,9 +319,18 @@ mod tests {
 
     #[test]
     fn the_end_of_the_file_inside_a_transfer_is_an_error() {
-        let mut work = Work::Read { slice: slice(4096), start: 0, done: 0 };
+        let mut work = Work::Read { slice: slice(4096), start: 0, done: 0, pages: None };
         assert_eq!(work.advance(Ok(1024)), Step::Again);
         assert_eq!(work.advance(Ok(0)), Step::Done(Err(Errno::EIO)));
+    }
+
+    #[test]
+    fn a_read_that_fails_in_the_requests_pages_is_made_once_more_in_full() {
+        let mut work = Work::Read { slice: slice(4096), start: 0, done: 0, pages: Some(3) };
+        assert_eq!(work.advance(Ok(1024)), Step::Again);
+        assert_eq!(work.advance(Err(Errno::EINVAL)), Step::Again);
+        assert!(matches!(work, Work::Read { done: 0, pages: None, .. }));
+        assert_eq!(work.advance(Err(Errno::EIO)), Step::Done(Err(Errno::EIO)));
     }
 
     #[test]

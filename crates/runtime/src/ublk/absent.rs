@@ -3,11 +3,10 @@
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::marker::PhantomData;
-use std::os::fd::OwnedFd;
 
 use udrbd_units::Sector;
 
-use super::{ControlError, Existing, Fetched, Mark, Parameters};
+use super::{ControlError, Existing, Fetched, Mark, Parameters, Source};
 use crate::Errno;
 use crate::buffers::BufferHandle;
 use crate::ring::Ring;
@@ -34,6 +33,14 @@ pub const fn remove(_number: u32) -> Result<(), ControlError> {
     Err(ABSENT)
 }
 
+/// Removes no disk.
+///
+/// # Errors
+/// Always.
+pub const fn remove_unused(_number: u32) -> Result<(), ControlError> {
+    Err(ABSENT)
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Control(Infallible);
@@ -53,7 +60,7 @@ impl Control {
         match self.0 {}
     }
 
-    pub fn character_device(&self) -> Result<OwnedFd, ControlError> {
+    pub fn source(&self) -> Result<Source, ControlError> {
         match self.0 {}
     }
 
@@ -66,6 +73,10 @@ impl Control {
     }
 
     pub fn stop(&self) -> Result<(), ControlError> {
+        match self.0 {}
+    }
+
+    pub fn stop_unused(&self) -> Result<(), ControlError> {
         match self.0 {}
     }
 
@@ -85,7 +96,7 @@ pub struct Queue<T: Copy + Debug> {
 impl<T: Copy + Debug> Queue<T> {
     pub fn open(
         _ring: &mut Ring<T>,
-        _device: OwnedFd,
+        _source: Source,
         _others_mebibytes: usize,
         _token: impl Fn(u16) -> T,
     ) -> Result<Self, Errno> {

@@ -1,7 +1,6 @@
 //! The life of a disk, through libublk. Everything here may block; nothing of it may be moved to another thread, as
 //! libublk keeps its ring with the thread.
 
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
@@ -10,7 +9,8 @@ use libublk::{UblkError, UblkFlags, sys};
 
 use udrbd_units::Sector;
 
-use super::{ControlError, DEPTH, Existing, Mark, Parameters, REQUEST_BYTES};
+use super::command::try_stop;
+use super::{ControlError, DEPTH, Existing, Mark, Parameters, REQUEST_BYTES, Source};
 use crate::Errno;
 
 const NAME: &str = "udrbd";
@@ -45,8 +45,13 @@ fn look_at(number: u32) -> Option<Existing> {
 /// Whether the driver can give a disk another size while it is started.
 #[must_use]
 pub fn can_resize() -> bool {
+    driver_features() & u64::from(sys::UBLK_F_UPDATE_SIZE) != 0
+}
+
+/// What the driver says it can; nothing where it is too old to say (before Linux 6.5).
+fn driver_features() -> u64 {
     keep_signals_away();
-    UblkCtrl::get_features().is_some_and(|features| features & u64::from(sys::UBLK_F_UPDATE_SIZE) != 0)
+    UblkCtrl::get_features().unwrap_or(0)
 }
 
 /// Removes a disk that nobody serves any more. Whoever has it open gets errors.
@@ -54,11 +59,37 @@ pub fn can_resize() -> bool {
 /// # Errors
 /// What the kernel says.
 pub fn remove(number: u32) -> Result<(), ControlError> {
-    keep_signals_away();
-    let number = i32::try_from(number).map_err(|_| ControlError { step: "number", errno: Errno::EINVAL })?;
-    let control = UblkCtrl::new_simple(number).map_err(|error| fault("look at the disk", &error))?;
+    let control = existing_disk(number)?;
     check("stop the disk", control.kill_dev())?;
     delete(&control)
+}
+
+/// As [`remove`], if nobody has the disk open. Where the driver cannot say so, whoever has it open gets errors.
+///
+/// # Errors
+/// `EBUSY` if the driver says that somebody has it open, and what else the kernel says.
+pub fn remove_unused(number: u32) -> Result<(), ControlError> {
+    let control = existing_disk(number)?;
+    stop_unused(&control)?;
+    delete(&control)
+}
+
+fn existing_disk(number: u32) -> Result<UblkCtrl, ControlError> {
+    keep_signals_away();
+    let number = i32::try_from(number).map_err(|_| ControlError { step: "number", errno: Errno::EINVAL })?;
+    UblkCtrl::new_simple(number).map_err(|error| fault("look at the disk", &error))
+}
+
+fn stop_unused(control: &UblkCtrl) -> Result<(), ControlError> {
+    const STEP: &str = "stop the disk";
+    if driver_features() & u64::from(sys::UBLK_F_SAFE_STOP_DEV) != 0 {
+        match try_stop(control.dev_info().dev_id) {
+            // Said to be there and refused: the plain command is the way.
+            Err(Errno::EOPNOTSUPP) => {}
+            stopped => return stopped.map_err(|errno| ControlError { step: STEP, errno }),
+        }
+    }
+    check(STEP, control.kill_dev())
 }
 
 /// Without waiting for those who have a file of the disk open; before Linux 6.9 there is no such way.
@@ -141,13 +172,16 @@ impl Control {
         self.control.dev_info().dev_id
     }
 
-    /// The file the queue's commands go to. The disk's own, so it may be asked for once.
+    /// Where the queue gets its requests from. The disk's own, so it may be asked for once.
     ///
     /// # Errors
     /// No file descriptor is left.
-    pub fn character_device(&self) -> Result<OwnedFd, ControlError> {
+    pub fn source(&self) -> Result<Source, ControlError> {
         let cloned = character_device(&self.device).try_clone_to_owned();
-        cloned.map_err(|error| ControlError { step: "clone the character device", errno: errno_of(&error) })
+        let device = cloned
+            .map_err(|error| ControlError { step: "clone the character device", errno: errno_of(&error) })?;
+        let in_place = self.control.dev_info().flags & u64::from(sys::UBLK_F_AUTO_BUF_REG) != 0;
+        Ok(Source { device, in_place })
     }
 
     /// Starts the disk. Returns when the kernel has read its partition table, through the queue.
@@ -177,6 +211,15 @@ impl Control {
         check("stop the disk", self.control.kill_dev())
     }
 
+    /// As [`Control::stop`], if nobody has the disk open. Since Linux 7.0 the driver looks and stops in one step. Before, it
+    /// stops whoever has it open: the caller has looked for those, and may have missed one who came since.
+    ///
+    /// # Errors
+    /// `EBUSY` if the driver says that somebody has it open, and what else the kernel says.
+    pub fn stop_unused(&self) -> Result<(), ControlError> {
+        stop_unused(&self.control)
+    }
+
     /// Deletes a stopped disk. Its number is free when nobody has any of its files open any more.
     ///
     /// # Errors
@@ -198,6 +241,12 @@ fn recovery_flags() -> u64 {
     u64::from(sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE)
 }
 
+/// Pages of requests in the ring's table, and the way to all other data that goes with it; where the driver has both.
+fn in_place_flags() -> u64 {
+    const WANTED: u64 = (sys::UBLK_F_AUTO_BUF_REG | sys::UBLK_F_USER_COPY) as u64;
+    if driver_features() & WANTED == WANTED { WANTED } else { 0 }
+}
+
 fn add(number: i32, mark: Mark) -> Result<UblkCtrl, ControlError> {
     UblkCtrlBuilder::default()
         .name(NAME)
@@ -205,7 +254,7 @@ fn add(number: i32, mark: Mark) -> Result<UblkCtrl, ControlError> {
         .nr_queues(1)
         .depth(DEPTH)
         .io_buf_bytes(REQUEST_BYTES)
-        .ctrl_flags(recovery_flags())
+        .ctrl_flags(recovery_flags() | in_place_flags())
         .ctrl_target_flags(mark.0)
         .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
         .build()

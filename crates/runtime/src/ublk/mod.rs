@@ -7,9 +7,9 @@
 //! * [`Queue`]: the requests of one disk on the [`Ring`](crate::Ring) of an engine thread, beside whatever else that
 //!   ring carries. There may be any number of queues on one ring.
 //!
-//! The order of life (runtime spec 5.2): [`Control::add`]; [`Control::character_device`] goes to [`Queue::open`];
+//! The order of life (runtime spec 5.2): [`Control::add`]; [`Control::source`] goes to [`Queue::open`];
 //! [`Control::start`], which returns when the kernel has read the partition table, through the queue; in the end
-//! [`Control::stop`], which returns when every request has been served and has taken the queue's commands back;
+//! [`Control::stop`] or [`Control::stop_unused`], which returns when every request has been served and has taken the queue's commands back;
 //! [`Queue::close`]; [`Control::delete`].
 //!
 //! A disk is made so that it survives its server: when the process dies, requests wait, and [`Control::take_over`] of
@@ -20,18 +20,22 @@
 #[cfg(not(feature = "ublk"))]
 mod absent;
 #[cfg(feature = "ublk")]
+mod command;
+#[cfg(feature = "ublk")]
 mod control;
 #[cfg(feature = "ublk")]
 mod queue;
 
 #[cfg(not(feature = "ublk"))]
-pub use absent::{Control, Queue, can_resize, existing, remove};
+pub use absent::{Control, Queue, can_resize, existing, remove, remove_unused};
 #[cfg(feature = "ublk")]
-pub use control::{Control, can_resize, existing, remove};
+pub use control::{Control, can_resize, existing, remove, remove_unused};
 #[cfg(feature = "ublk")]
 pub use queue::Queue;
 #[cfg(feature = "ublk")]
-pub(crate) use queue::command_words;
+pub(crate) use queue::{command_words, registration_of};
+use std::os::fd::OwnedFd;
+
 use udrbd_units::{Sector, SectorRange};
 
 use crate::Errno;
@@ -95,6 +99,16 @@ pub struct Existing {
     pub orphaned: bool,
     /// It serves requests.
     pub live: bool,
+}
+
+/// Where a queue gets its requests from.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "ublk"), expect(dead_code, reason = "no value of it can be had"))]
+pub struct Source {
+    /// The disk's character device.
+    pub(crate) device: OwnedFd,
+    /// The driver copies no data: it puts the pages of a request into the ring's table of buffers.
+    pub(crate) in_place: bool,
 }
 
 /// Why something could not be done to a disk.

@@ -5,20 +5,25 @@
 //! may be answered only when nobody else has its buffer any more; where somebody does (a peer's socket that was cut
 //! while data waited in it), the slot gets another buffer, or waits for one.
 //!
+//! Where the driver puts the pages of a request into the ring's table (Linux 6.16), a disk read goes straight into them, and
+//! the kernel copies nothing by itself: the data of a write are fetched into the slot's buffer, and those of a read that
+//! came another way (from the peer) are put into the pages.
+//!
 //! The owner calls, in a turn: [`Queue::fetched`] for completions, [`Queue::complete`] for finished requests, and
 //! [`Queue::flush`] at the end, when those who gave their references back in this turn have done so.
 
 use std::fmt::Debug;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use libublk::sys;
+use nix::sys::uio::{pread, pwrite};
 use udrbd_units::{SECTOR_BYTES, Sector, SectorRange};
 
-use super::{DEPTH, Fetched, Operation, REQUEST_BYTES, Request};
+use super::{DEPTH, Fetched, Operation, REQUEST_BYTES, Request, Source};
 use crate::Errno;
 use crate::buffers::{BUFFER_BYTES_MAX, BufferHandle};
-use crate::ring::{Descriptor, Ring};
+use crate::ring::{Descriptor, RequestData, Ring};
 
 /// The bytes of a command for queue 0.
 pub(crate) fn command_words(tag: u16, result: i32, address: u64) -> [u8; 16] {
@@ -30,6 +35,16 @@ pub(crate) fn command_words(tag: u16, result: i32, address: u64) -> [u8; 16] {
     words[4..8].copy_from_slice(&result.to_ne_bytes());
     words[8..].copy_from_slice(&addr.to_ne_bytes());
     words
+}
+
+/// What a command says about an entry of the ring's table: where it cannot be filled the request is to come all the same.
+pub(crate) const fn registration_of(entry: u16) -> u64 {
+    (sys::UBLK_AUTO_BUF_REG_FALLBACK as u64) << 16 | entry as u64
+}
+
+/// Where the data of a slot's request are to be read and written in the character device (queue 0).
+const fn data_position(tag: u16) -> i64 {
+    sys::UBLKSRV_IO_BUF_OFFSET as i64 + ((tag as i64) << sys::UBLK_TAG_OFF)
 }
 
 /// Who has a slot.
@@ -69,6 +84,8 @@ pub struct Queue<T: Copy + Debug> {
     serving: usize,
     /// Blocks of the pool that are for others.
     others_mebibytes: usize,
+    /// The first entry of the ring's table for the slots' pages, where the driver puts them there.
+    pages: Option<u16>,
 }
 
 impl<T: Copy + Debug> Queue<T> {
@@ -79,10 +96,11 @@ impl<T: Copy + Debug> Queue<T> {
     /// `ENOMEM`, and what the kernel says.
     pub fn open(
         ring: &mut Ring<T>,
-        device: OwnedFd,
+        source: Source,
         others_mebibytes: usize,
         token: impl Fn(u16) -> T,
     ) -> Result<Self, Errno> {
+        let Source { device, in_place } = source;
         let requests = mapping::Requests::new(device.as_fd())?;
         let mut buffers = Vec::with_capacity(usize::from(DEPTH));
         while buffers.len() < usize::from(DEPTH) {
@@ -97,6 +115,11 @@ impl<T: Copy + Debug> Queue<T> {
                 }
             }
         }
+        let pages = if in_place { ring.reserve_pages(DEPTH) } else { None };
+        if in_place && pages.is_none() {
+            buffers.into_iter().for_each(|buffer| ring.release(buffer));
+            return Err(Errno::ENOSPC);
+        }
         let slots = buffers.into_iter().zip(0..DEPTH);
         let slots = slots.map(|(buffer, tag)| Slot { owner: Owner::Kernel, buffer, token: token(tag) });
         let queue = Self {
@@ -107,6 +130,7 @@ impl<T: Copy + Debug> Queue<T> {
             ended: 0,
             serving: 0,
             others_mebibytes,
+            pages,
         };
         for tag in 0..DEPTH {
             queue.command(ring, sys::UBLK_U_IO_FETCH_REQ, tag, 0);
@@ -116,8 +140,11 @@ impl<T: Copy + Debug> Queue<T> {
 
     fn command(&self, ring: &mut Ring<T>, command: u32, tag: u16, result: i32) {
         let slot = &self.slots[usize::from(tag)];
-        let slice = slot.buffer.slice(0, REQUEST_BYTES);
-        ring.block_request(&self.device, command, (tag, result), slice, slot.token);
+        let data = match self.pages {
+            Some(first) => RequestData::Pages(first + tag),
+            None => RequestData::Copied(slot.buffer.slice(0, REQUEST_BYTES)),
+        };
+        ring.block_request(&self.device, command, (tag, result), data, slot.token);
     }
 
     /// Takes the completion of a slot's command in.
@@ -131,17 +158,40 @@ impl<T: Copy + Debug> Queue<T> {
             return Fetched::Ended;
         }
         let buffer = slot.buffer;
-        let Some((operation, range)) = operation_of(self.requests.read(tag)) else {
-            slot.owner = Owner::Answered(-(Errno::EOPNOTSUPP as i32));
-            self.answered.push(tag);
-            self.flush(ring);
-            return Fetched::Nothing;
+        let request = self.requests.read(tag);
+        let Some((operation, range)) = operation_of(request) else {
+            return self.refuse(ring, tag, Errno::EOPNOTSUPP);
         };
+        if let Some(first) = self.pages {
+            match operation {
+                Operation::Read if request.op_flags & sys::UBLK_IO_F_NEED_REG_BUF == 0 => {
+                    ring.lend_pages(buffer, first + tag);
+                }
+                Operation::Write { .. } => {
+                    let bytes = ring.bytes_mut(buffer.slice(0, range.bytes));
+                    if let Err(errno) =
+                        whole(bytes.len(), pread(self.device.as_fd(), bytes, data_position(tag)))
+                    {
+                        return self.refuse(ring, tag, errno);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let slot = &mut self.slots[usize::from(tag)];
         let read = operation == Operation::Read;
         let data = read || matches!(operation, Operation::Write { .. });
         slot.owner = Owner::Service { bytes: if data { range.bytes } else { 0 }, read };
         self.serving += 1;
         Fetched::Request(Request { tag, operation, range, buffer: data.then_some(buffer) })
+    }
+
+    /// Answers a request that is not served.
+    fn refuse(&mut self, ring: &mut Ring<T>, tag: u16, errno: Errno) -> Fetched {
+        self.slots[usize::from(tag)].owner = Owner::Answered(-(errno as i32));
+        self.answered.push(tag);
+        self.flush(ring);
+        Fetched::Nothing
     }
 
     /// Takes the end of a request in. For a read, `data` may name another buffer that has the data (it came from the
@@ -162,12 +212,23 @@ impl<T: Copy + Debug> Queue<T> {
         });
         self.serving -= 1;
         self.answered.push(tag);
-        if let Some(data) = data
-            && read
-            && result.is_ok()
-            && data != own
-        {
+        if !read {
+            return;
+        }
+        let filled = self.pages.is_some() && ring.take_pages(own);
+        let data = match data {
+            Some(data) if data != own => Some(data),
+            _ if self.pages.is_some() && !filled => Some(own),
+            _ => None,
+        };
+        let (Ok(()), Some(data)) = (result, data) else { return };
+        if self.pages.is_none() {
             ring.copy(data.slice(0, bytes), own.slice(0, bytes));
+            return;
+        }
+        let data = ring.bytes(data.slice(0, bytes));
+        if let Err(errno) = whole(data.len(), pwrite(self.device.as_fd(), data, data_position(tag))) {
+            slot.owner = Owner::Answered(-(errno as i32));
         }
     }
 
@@ -216,7 +277,15 @@ impl<T: Copy + Debug> Queue<T> {
         for slot in self.slots {
             ring.release(slot.buffer);
         }
+        if let Some(first) = self.pages {
+            ring.free_pages(first);
+        }
     }
+}
+
+/// A transfer of data is all or nothing.
+fn whole(length: usize, moved: Result<usize, Errno>) -> Result<(), Errno> {
+    if moved? == length { Ok(()) } else { Err(Errno::EIO) }
 }
 
 /// What the kernel wants; `None` where it is nothing that a disk of ours was said to do.

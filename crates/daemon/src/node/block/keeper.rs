@@ -1,13 +1,12 @@
 //! The thread of a disk: commands to the ublk driver block, some until requests of the very disk have been served, and
 //! the library behind them keeps its ring with the thread. It is idle but when a disk is made or ended.
 
-use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use udrbd_runtime::Errno;
-use udrbd_runtime::ublk::{Control, ControlError, Mark, Parameters};
+use udrbd_runtime::ublk::{Control, ControlError, Mark, Parameters, Source};
 use udrbd_units::Sector;
 
 /// How long the driver may take. Some kernels never finish.
@@ -19,6 +18,7 @@ enum Job {
     Start(Answer),
     Resize(Sector, Answer),
     Stop(Answer),
+    StopUnused(Answer),
     Delete(Answer),
 }
 
@@ -37,15 +37,15 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Makes a disk, or takes one over; and the file its queue's commands go to.
-    pub(super) async fn make(origin: Origin) -> Result<(Self, OwnedFd), ControlError> {
+    /// Makes a disk, or takes one over; and where its queue gets its requests from.
+    pub(super) async fn make(origin: Origin) -> Result<(Self, Source), ControlError> {
         let (jobs, todo) = mpsc::channel();
         let (made, outcome) = oneshot::channel();
         let work = move || keep(origin, made, &todo);
         let spawned = std::thread::Builder::new().name("ublk".to_owned()).spawn(work);
         spawned.map_err(|_| ControlError { step: "start a thread", errno: Errno::EAGAIN })?;
-        let (number, device) = in_time("add a disk", outcome).await?;
-        Ok((Self { jobs, number }, device))
+        let (number, source) = in_time("add a disk", outcome).await?;
+        Ok((Self { jobs, number }, source))
     }
 
     /// The disk is `/dev/ublkbNUMBER`.
@@ -66,6 +66,11 @@ impl Keeper {
     /// See [`Control::stop`].
     pub(super) async fn stop(&self) -> Result<(), ControlError> {
         self.run("stop the disk", Job::Stop).await
+    }
+
+    /// See [`Control::stop_unused`].
+    pub(super) async fn stop_unused(&self) -> Result<(), ControlError> {
+        self.run("stop the disk", Job::StopUnused).await
     }
 
     /// See [`Control::delete`].
@@ -95,7 +100,7 @@ async fn in_time<T>(
 /// Whoever waits for an answer may have given up.
 fn keep(
     origin: Origin,
-    made: oneshot::Sender<Result<(u32, OwnedFd), ControlError>>,
+    made: oneshot::Sender<Result<(u32, Source), ControlError>>,
     jobs: &mpsc::Receiver<Job>,
 ) {
     let control = match origin {
@@ -109,8 +114,8 @@ fn keep(
             return;
         }
     };
-    let device = control.character_device();
-    if made.send(device.map(|device| (control.number(), device))).is_err() {
+    let source = control.source();
+    if made.send(source.map(|source| (control.number(), source))).is_err() {
         let _ = control.delete();
         return;
     }
@@ -124,6 +129,9 @@ fn keep(
             }
             Job::Stop(answer) => {
                 let _ = answer.send(control.stop());
+            }
+            Job::StopUnused(answer) => {
+                let _ = answer.send(control.stop_unused());
             }
             Job::Delete(answer) => {
                 let _ = answer.send(control.delete());

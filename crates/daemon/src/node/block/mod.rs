@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use udrbd_engine::interface::{Command, Level, VolumeStatus, WaitingClients};
 use udrbd_runtime::devices::{ClaimError, DeviceNumber, MinorClaim, Opener, openers};
-use udrbd_runtime::ublk::{self, ControlError, Existing, Mark, Parameters};
+use udrbd_runtime::ublk::{self, ControlError, Existing, Mark, Parameters, Source};
 use udrbd_units::{ConnectionState, DiskState, Minor, Role, Sector, VolumeNumber};
 
 use super::commands::{find_device, pass};
@@ -40,6 +40,8 @@ const PHYSICAL_BLOCK_BYTES_MAX: u32 = 1 << 20;
 /// How long those who only look at a new device may have it open, and how often that is asked.
 const PASSING_TRIES: u32 = 30;
 const PASSING_PAUSE: Duration = Duration::from_millis(100);
+/// How often the driver may say that somebody is there who is not found, [`PASSING_PAUSE`] apart.
+const HIDDEN_TRIES: u32 = 10;
 /// How long the driver may take to notice the death of a server, and how often it is asked.
 const ORPHAN_TRIES: u32 = 50;
 const ORPHAN_PAUSE: Duration = Duration::from_millis(100);
@@ -63,6 +65,15 @@ pub(super) struct Device {
     record: Option<Record>,
     /// Told when the engine has let the disk go.
     closed: Option<oneshot::Sender<()>>,
+}
+
+/// Under whom a disk is ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// Nobody has it open; where the driver knows better it refuses.
+    Unused,
+    /// Whoever has it open gets errors.
+    Whoever,
 }
 
 const fn mark_of(minor: Minor) -> Mark {
@@ -163,8 +174,12 @@ fn keep_or_delete(minor: Minor, disk: Existing) -> Option<u32> {
         wait_for_orphan(disk.number);
         return Some(disk.number);
     }
-    match ublk::remove(disk.number) {
+    match ublk::remove_unused(disk.number) {
         Ok(()) => tracing::info!("drbd{minor}: deleted /dev/{name}, which a dead daemon left"),
+        Err(error) if error.errno == nix::errno::Errno::EBUSY => {
+            wait_for_orphan(disk.number);
+            return Some(disk.number);
+        }
         Err(error) => tracing::warn!("drbd{minor}: /dev/{name} stays behind: {error}"),
     }
     None
@@ -308,7 +323,7 @@ pub(super) async fn bring_up(
         Err(error) => {
             if error.errno != nix::errno::Errno::ETIMEDOUT {
                 // The first error is the one to tell.
-                let _ = end(node, minor).await;
+                let _ = end(node, minor, Ending::Whoever).await;
             }
             Err(error.to_string())
         }
@@ -403,16 +418,11 @@ pub(super) async fn fail_waiting(
 }
 
 /// Hands the queue to the engine's thread.
-async fn serve(
-    node: &Rc<Node>,
-    resource: &str,
-    volume: VolumeNumber,
-    device: std::os::fd::OwnedFd,
-) -> Result<(), String> {
+async fn serve(node: &Rc<Node>, resource: &str, volume: VolumeNumber, source: Source) -> Result<(), String> {
     let answer = {
         let mut state = node.state.borrow_mut();
         let Some(entry) = state.resource_mut(resource) else { return Err("the resource is gone".to_owned()) };
-        entry.command(|id| ToEngine::ServeBlock { id, volume, device })
+        entry.command(|id| ToEngine::ServeBlock { id, volume, source })
     };
     match answer.await {
         Ok(result) if result.code.is_success() => Ok(()),
@@ -435,8 +445,11 @@ fn name(node: &Node, minor: Minor, disk: u32) -> Result<(), ControlError> {
     }
 }
 
-/// Ends the disk of a volume, whoever has it open.
-async fn end(node: &Rc<Node>, minor: Minor) -> Result<(), ControlError> {
+/// Ends the disk of a volume.
+///
+/// # Errors
+/// What the driver says. After `EBUSY` of [`Ending::Unused`] the disk is as it was, but has no name.
+async fn end(node: &Rc<Node>, minor: Minor, ending: Ending) -> Result<(), ControlError> {
     let (disk, gone) = {
         let mut state = node.state.borrow_mut();
         let Some(device) = state.blocks.get_mut(&minor) else { return Ok(()) };
@@ -448,13 +461,17 @@ async fn end(node: &Rc<Node>, minor: Minor) -> Result<(), ControlError> {
         device.closed = Some(closed);
         (disk, gone)
     };
-    let stopped = disk.stop().await;
+    let stopped = match ending {
+        Ending::Unused => disk.stop_unused().await,
+        Ending::Whoever => disk.stop().await,
+    };
+    let in_use = stopped.is_err_and(|error| error.errno == nix::errno::Errno::EBUSY);
     if stopped.is_ok() && tokio::time::timeout(CLOSE_PATIENCE, gone).await.is_err() {
         tracing::error!("drbd{minor}: the engine keeps /dev/{}", disk_name(disk.number()));
     }
     if let Some(device) = node.state.borrow_mut().blocks.get_mut(&minor) {
         device.closed = None;
-        device.started = false;
+        device.started &= in_use;
         if stopped.is_ok() {
             device.disk = None;
         }
@@ -485,7 +502,10 @@ pub(super) async fn release(node: &Rc<Node>, minor: Minor) -> Result<(), Vec<Str
     }
     refuse_openers(open_by(node, minor).await)?;
     if let Some(number) = orphan {
-        let removed = tokio::task::spawn_blocking(move || ublk::remove(number)).await;
+        let removed = tokio::task::spawn_blocking(move || ublk::remove_unused(number)).await;
+        if matches!(removed, Ok(Err(error)) if error.errno == nix::errno::Errno::EBUSY) {
+            return Err(vec![Opener::Hidden.to_string()]);
+        }
         forget_waiting(node, minor).await;
         if let Some(device) = node.state.borrow_mut().blocks.get_mut(&minor) {
             device.orphan = None;
@@ -495,13 +515,23 @@ pub(super) async fn release(node: &Rc<Node>, minor: Minor) -> Result<(), Vec<Str
             _ => Ok(()),
         };
     }
-    // From now on nobody gets in by the name; who came just before is seen.
+    // From now on nobody gets in by the name. Who came just before is seen, or the driver knows of them.
     let number = set_node(node, minor, None);
-    if let Err(holders) = refuse_openers(open_by_number(node, minor, number).await) {
-        set_node(node, minor, number);
-        return Err(holders);
-    }
-    end(node, minor).await.map_err(|error| vec![error.to_string()])
+    let mut tries = 0;
+    let refused = loop {
+        if let Err(holders) = refuse_openers(open_by_number(node, minor, number).await) {
+            break holders;
+        }
+        tries += 1;
+        match end(node, minor, Ending::Unused).await {
+            Err(error) if error.errno != nix::errno::Errno::EBUSY => return Err(vec![error.to_string()]),
+            Ok(()) => return Ok(()),
+            Err(_) if tries == HIDDEN_TRIES => break vec![Opener::Hidden.to_string()],
+            Err(_) => tokio::time::sleep(PASSING_PAUSE).await,
+        }
+    };
+    set_node(node, minor, number);
+    Err(refused)
 }
 
 fn refuse_openers(openers: Vec<Opener>) -> Result<(), Vec<String>> {
@@ -611,7 +641,7 @@ pub(super) fn look_after(node: &Rc<Node>, resource: &str) {
             if secondary && is_up(&node, minor) {
                 let text = format!("ending /dev/drbd{minor}: its volume is no longer Primary");
                 node.log(&resource, Level::Warning, None, &text);
-                if let Err(error) = end(&node, minor).await {
+                if let Err(error) = end(&node, minor, Ending::Whoever).await {
                     node.log(&resource, Level::Error, None, &error.to_string());
                 }
             }
