@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use udrbd_tests::guest::KernelChoice;
 use udrbd_tests::machine;
 use udrbd_tests::replica::{Frontend, Kind, Replica, Status};
 use udrbd_tests::shell::Shell as _;
 
-use crate::duo::{Duo, IO};
+use crate::duo::{Duo, IO, Stage};
 
 /// A random write of fio whose every block is checked afterwards; small, as emulated processors are slow.
 pub(crate) const FIO: &str = "fio --name=t --direct=1 --ioengine=libaio --rw=randwrite --bsrange=4k-64k --iodepth=8 \
                    --verify=crc32c --randseed=7";
 pub(crate) const MOUNT: &str = "/run/share/mnt";
+/// Where NVMe targets are configured.
+const NVMET: &str = "/sys/kernel/config/nvmet";
 
 pub(crate) fn run(duo: &mut Duo, script: &str) -> Result<String> {
     duo.guest.run_limited(&format!("set -e\n{script}"), Duration::from_secs(300))?.expect_success()
@@ -297,39 +300,61 @@ pub(crate) fn foreign_data() -> Result<()> {
     })
 }
 
-/// The disk grows below: with this kernel not while the device is open, and at once where it is not.
+/// Puts both disks of the guest behind devices of 64 MiB, which [`enlarge`] makes larger; attaches, connects, syncs.
+fn start_small(duo: &mut Duo) -> Result<()> {
+    duo.first.down(&mut duo.guest)?;
+    duo.second.down(&mut duo.guest)?;
+    let small = "modprobe dm-mod\n\
+                 for i in a b; do dmsetup create d$i --table \"0 131072 linear /dev/vd$i 0\"; done";
+    run(duo, small)?;
+    for (side, disk) in [(&mut duo.first, "/dev/dm-0"), (&mut duo.second, "/dev/dm-1")] {
+        disk.clone_into(&mut side.disk);
+    }
+    for side in [duo.first.clone(), duo.second.clone()] {
+        side.create_md(&mut duo.guest)?;
+        side.attach(&mut duo.guest)?;
+    }
+    duo.connect_and_sync()
+}
+
+/// Gives both disks 32 MiB more.
+fn enlarge(duo: &mut Duo) -> Result<()> {
+    let large = "for i in a b; do dmsetup suspend d$i; dmsetup reload d$i --table \"0 196608 linear /dev/vd$i 0\"\n\
+                 dmsetup resume d$i; done";
+    run(duo, large).map(drop)
+}
+
+/// Waits until the device of the first side has grown from `before` bytes, and returns its size. It may be away for a
+/// moment.
+fn wait_grown(duo: &mut Duo, before: u64) -> Result<u64> {
+    let size = format!("blockdev --getsize64 {} 2>/dev/null || true", duo.first.device());
+    // The peer has its say about the size; until then the device is as it was.
+    duo.guest.wait_for("a larger device", Duration::from_secs(60), |guest| {
+        let bytes: u64 = guest.sh(&size)?.trim().parse().unwrap_or(0);
+        Ok((bytes > before + (30 << 20)).then_some(bytes))
+    })
+}
+
+fn end_small(duo: &mut Duo) -> Result<()> {
+    for side in [duo.first.clone(), duo.second.clone()] {
+        side.down(&mut duo.guest)?;
+    }
+    run(duo, "dmsetup remove da; dmsetup remove db").map(drop)
+}
+
+/// The disk grows below, with a kernel that cannot resize a device: not while it is open, and at once where it is not.
 pub(crate) fn grows() -> Result<()> {
-    Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Udrbd), |duo| {
-        // Both disks of the guest behind devices that are smaller at first.
-        duo.first.down(&mut duo.guest)?;
-        duo.second.down(&mut duo.guest)?;
-        let small = "modprobe dm-mod\n\
-                     for i in a b; do dmsetup create d$i --table \"0 131072 linear /dev/vd$i 0\"; done";
-        run(duo, small)?;
-        for (side, disk) in [(&mut duo.first, "/dev/dm-0"), (&mut duo.second, "/dev/dm-1")] {
-            disk.clone_into(&mut side.disk);
-        }
-        let (first, second) = (duo.first.clone(), duo.second.clone());
-        for side in [&first, &second] {
-            side.create_md(&mut duo.guest)?;
-            side.attach(&mut duo.guest)?;
-        }
-        duo.connect_and_sync()?;
+    Duo::play_at(Stage::ublk_on(KernelChoice::Stable), (Kind::Udrbd, Kind::Udrbd), |duo| {
+        start_small(duo)?;
+        let first = duo.first.clone();
         let device = first.device();
         let before = duo.size(&first)?;
-        let large = "for i in a b; do dmsetup suspend d$i; dmsetup reload d$i --table \"0 196608 linear /dev/vd$i 0\"\n\
-                     dmsetup resume d$i; done";
-        run(duo, large)?;
+        enlarge(duo)?;
         run(duo, &format!("sleep 1000 <{device} >/dev/null 2>&1 & echo $! >/run/share/pid; sleep 0.3"))?;
         expect_in_use(duo, &first, "resize 0", "cannot resize /dev/drbd0 while it is open")?;
         run(duo, "kill $(cat /run/share/pid); sleep 0.3")?;
         first.minor_verb(&mut duo.guest, "resize", "")?;
-        // The peer has its say about the size; until then the device is as it was, and away for a moment afterwards.
-        let larger = format!("blockdev --getsize64 {device} 2>/dev/null || true");
-        let after = duo.guest.wait_for("a larger device", Duration::from_secs(60), |guest| {
-            let bytes: u64 = guest.sh(&larger)?.trim().parse().unwrap_or(0);
-            Ok((bytes > before + (30 << 20)).then_some(bytes))
-        })?;
+        let after = wait_grown(duo, before)?;
         duo.wait_healthy()?;
         run(
             duo,
@@ -338,18 +363,98 @@ pub(crate) fn grows() -> Result<()> {
             ),
         )?;
         duo.compare(after)?;
-        for side in [&first, &second] {
-            side.down(&mut duo.guest)?;
-        }
-        run(duo, "dmsetup remove da; dmsetup remove db").map(drop)
+        end_small(duo)
+    })
+}
+
+/// The disk grows below a mounted file system that is written to all the while, where the kernel can resize a device
+/// (Linux 6.16); then the file system grows, too. What is read comes from the disk, and without one from the peer.
+pub(crate) fn grows_under_use() -> Result<()> {
+    Duo::play_at(Stage::ublk_on(KernelChoice::Backports), (Kind::Udrbd, Kind::Kernel), |duo| {
+        start_small(duo)?;
+        let (first, second) = (duo.first.clone(), duo.second.clone());
+        let device = first.device();
+        let before = duo.size(&first)?;
+        run(
+            duo,
+            &format!(
+                "mkdir -p {MOUNT}; mkfs.ext4 -q -F {device}; mount {device} {MOUNT}\n\
+                 head -c 20000000 /dev/urandom >{MOUNT}/old; md5sum <{MOUNT}/old >/run/share/sum; sync"
+            ),
+        )?;
+        enlarge(duo)?;
+        let load = format!(
+            "set -e; rm -f /run/share/enough; touch /run/share/busy\n\
+             until [ -e /run/share/enough ]; do\n\
+               head -c 1000000 /dev/urandom >{MOUNT}/busy; sync; md5sum <{MOUNT}/busy >/run/share/sum.busy; done"
+        );
+        let job = duo.guest.spawn(&load, Duration::from_secs(300))?;
+        run(duo, "until [ -e /run/share/busy ]; do sleep 0.1; done")?;
+        first.minor_verb(&mut duo.guest, "resize", "")?;
+        let after = wait_grown(duo, before)?;
+        run(
+            duo,
+            &format!(
+                "resize2fs {device}; test $(df --output=size -B1M {MOUNT} | tail -1) -gt 75\n\
+                 head -c 45000000 /dev/urandom >{MOUNT}/new; md5sum <{MOUNT}/new >/run/share/sum.new; sync\n\
+                 touch /run/share/enough"
+            ),
+        )?;
+        duo.guest.wait(job)?.expect_success()?;
+        duo.wait_healthy()?;
+        let same = format!(
+            "md5sum <{MOUNT}/old | cmp - /run/share/sum; md5sum <{MOUNT}/new | cmp - /run/share/sum.new\n\
+             md5sum <{MOUNT}/busy | cmp - /run/share/sum.busy"
+        );
+        run(duo, &format!("sync; echo 3 >/proc/sys/vm/drop_caches\n{same}; umount {MOUNT}"))?;
+        duo.compare(after)?;
+        // The same without a disk of its own: the peer has the data.
+        first.minor_verb(&mut duo.guest, "detach", "")?;
+        run(duo, &format!("mount -o ro {device} {MOUNT}\n{same}; umount {MOUNT}"))?;
+        first.secondary(&mut duo.guest)?;
+        second.primary(&mut duo.guest, false)?;
+        let there = second.device();
+        run(duo, &format!("e2fsck -fn {there}; mount {there} {MOUNT}\n{same}; umount {MOUNT}"))?;
+        end_small(duo)
+    })
+}
+
+/// A kernel target that opened the device by its path and claims nothing: no list shows it, the driver knows (Linux 7.0).
+pub(crate) fn hidden_opener() -> Result<()> {
+    Duo::play_at(Stage::ublk_on(KernelChoice::Backports), (Kind::Udrbd, Kind::Udrbd), |duo| {
+        let (first, second) = (duo.first.clone(), duo.second.clone());
+        duo.connect_and_sync()?;
+        let device = first.device();
+        run(
+            duo,
+            &format!(
+                "modprobe nvmet; mkdir -p {NVMET}/subsystems/t/namespaces/1; cd {NVMET}/subsystems/t/namespaces/1\n\
+                 printf {device} >device_path; echo 1 >enable"
+            ),
+        )?;
+        let holder = "open by somebody the kernel does not name";
+        expect_in_use(duo, &first, "secondary 0", holder)?;
+        expect_in_use(duo, &first, &format!("down {}", first.resource), holder)?;
+        // What was refused has changed nothing.
+        run(duo, &format!("head -c 512 {device}"))?;
+        // Nor is it taken away by the daemon's end, or by the next daemon.
+        run(duo, &end_of_daemon(&first))?;
+        first.bring_up(&mut duo.guest)?;
+        first.wait_healthy(&mut duo.guest)?;
+        expect_in_use(duo, &first, &format!("down {}", first.resource), holder)?;
+        first.primary(&mut duo.guest, false)?;
+        run(duo, &format!("head -c 512 {device}; echo 0 >{NVMET}/subsystems/t/namespaces/1/enable"))?;
+        first.secondary(&mut duo.guest)?;
+        second.primary(&mut duo.guest, false)?;
+        run(duo, &format!("cd {NVMET}/subsystems; rmdir t/namespaces/1 t")).map(drop)
     })
 }
 
 /// What people put on it: xfs with its trims, and LVM with a snapshot, as on a disk.
 pub(crate) fn carries_xfs_and_lvm() -> Result<()> {
     machine::ensure_packages(&["fio", "xfsprogs", "lvm2"])?;
-    let bytes = 400_u64 << 20;
-    Duo::play_with_disks(bytes, Frontend::Ublk, (Kind::Udrbd, Kind::Kernel), |duo| {
+    let stage = Stage { disk_bytes: 400 << 20, frontend: Frontend::Ublk, ..Stage::default() };
+    Duo::play_at(stage, (Kind::Udrbd, Kind::Kernel), |duo| {
         let (first, second) = (duo.first.clone(), duo.second.clone());
         let device = first.device();
         duo.connect()?;

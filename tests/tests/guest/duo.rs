@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use udrbd_tests::guest::{Guest, GuestOptions};
+use udrbd_tests::guest::{Guest, GuestOptions, KernelChoice};
 use udrbd_tests::machine;
 use udrbd_tests::replica::{self, Frontend, Kind, Replica};
 use udrbd_tests::target::TargetName;
@@ -21,7 +21,31 @@ const PACKAGES: &[&str] = &["drbd-utils", "kmod"];
 pub(crate) const IO: &str = env!("CARGO_BIN_EXE_udrbd-io");
 
 /// Booted guests that the next tests may have: a boot costs more than most tests.
-static SPARE: Mutex<Vec<Guest>> = Mutex::new(Vec::new());
+static SPARE: Mutex<Vec<(KernelChoice, Guest)>> = Mutex::new(Vec::new());
+
+/// What the guest of a scenario is, and what daemons of ours offer in it.
+#[derive(Clone, Copy)]
+pub(crate) struct Stage {
+    /// Size of each of the two disks.
+    pub(crate) disk_bytes: u64,
+    /// What daemons of ours offer.
+    pub(crate) frontend: Frontend,
+    /// For scenarios that need a certain kernel; else the one the run asks for.
+    pub(crate) kernel: Option<KernelChoice>,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Self { disk_bytes: DISK_BYTES, frontend: Frontend::Nbd, kernel: None }
+    }
+}
+
+impl Stage {
+    /// Block devices, on the kernel the scenario needs.
+    pub(crate) fn ublk_on(kernel: KernelChoice) -> Self {
+        Self { frontend: Frontend::Ublk, kernel: Some(kernel), ..Self::default() }
+    }
+}
 
 /// Powers the spare guests off and removes their files.
 pub(crate) fn forget_guests() {
@@ -50,21 +74,21 @@ impl Duo {
         kinds: (Kind, Kind),
         scenario: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
-        if kinds.0 == Kind::Udrbd || kinds.1 == Kind::Udrbd {
-            replica::built_binaries()?;
-        }
-        Self::play_with_disks(DISK_BYTES, frontend, kinds, scenario)
+        Self::play_at(Stage { frontend, ..Stage::default() }, kinds, scenario)
     }
 
-    /// The same, with disks of `bytes`.
-    pub(crate) fn play_with_disks(
-        bytes: u64,
-        frontend: Frontend,
+    /// The same, in a guest that is anything else than usual.
+    pub(crate) fn play_at(
+        stage: Stage,
         kinds: (Kind, Kind),
         scenario: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
-        let mut duo = Self::with_guest(bytes, kinds)?;
-        if frontend == Frontend::Ublk {
+        if kinds.0 == Kind::Udrbd || kinds.1 == Kind::Udrbd {
+            replica::built_binaries()?;
+        }
+        let kernel = stage.kernel.map_or_else(KernelChoice::from_environment, Ok)?;
+        let mut duo = Self::with_guest(stage.disk_bytes, kernel, kinds)?;
+        if stage.frontend == Frontend::Ublk {
             duo.first = duo.first.with_ublk();
             duo.second = duo.second.with_ublk();
         }
@@ -80,19 +104,24 @@ impl Duo {
             });
         }
         duo.clean()?;
-        if bytes == DISK_BYTES {
-            SPARE.lock().unwrap_or_else(PoisonError::into_inner).push(duo.guest);
+        if stage.disk_bytes == DISK_BYTES {
+            SPARE.lock().unwrap_or_else(PoisonError::into_inner).push((kernel, duo.guest));
         }
         Ok(())
     }
 
-    fn with_guest(bytes: u64, kinds: (Kind, Kind)) -> Result<Self> {
-        let spare = || SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    fn with_guest(bytes: u64, kernel: KernelChoice, kinds: (Kind, Kind)) -> Result<Self> {
+        let spare = || {
+            let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+            let fitting = spare.iter().position(|(has, _)| *has == kernel)?;
+            Some(spare.swap_remove(fitting).1)
+        };
         let guest = match (bytes == DISK_BYTES).then(spare).flatten() {
             Some(guest) => guest,
             None => {
                 machine::ensure_packages(PACKAGES)?;
-                Guest::boot(GuestOptions { disks: vec![bytes; 2], ..GuestOptions::default() })?
+                let disks = vec![bytes; 2];
+                Guest::boot(GuestOptions { disks, kernel: Some(kernel), ..GuestOptions::default() })?
             }
         };
         let (one, two) = ("127.0.0.1:7788", "127.0.0.1:7789");

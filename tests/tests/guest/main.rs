@@ -42,6 +42,8 @@ const CASES: &[Case] = &[
     Case::new("block_device_that_cannot_start_leaves_a_secondary", block::failing_start),
     Case::new("block_devices_leave_nothing_behind", block::nothing_stale),
     Case::new("block_device_grows_when_nobody_has_it_open", block::grows),
+    Case::new("block_device_grows_under_a_file_system_in_use", block::grows_under_use),
+    Case::new("block_device_is_not_taken_from_whom_only_the_driver_knows", block::hidden_opener),
     Case::new("block_device_carries_xfs_and_lvm", block::carries_xfs_and_lvm),
     Case::new("mounted_block_device_survives_the_death_of_its_daemon", block::live_restart),
     Case::new("waiting_requests_never_reach_data_the_peer_has_written", block::foreign_data),
