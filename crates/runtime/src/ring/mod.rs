@@ -12,6 +12,7 @@
 //! thread; each flag is left out where the kernel does not know it. Waiting with a deadline needs no timeout
 //! operation: the deadline is an argument of the wait itself.
 
+#[cfg_attr(not(feature = "ublk"), allow(dead_code, reason = "only block devices have such pages"))]
 mod pages;
 mod pending;
 

@@ -6,8 +6,8 @@
 
 use crate::buffers::BufferHandle;
 
-/// Entries of the table: block devices of a ring times the requests of each.
-pub(super) const ENTRIES: u16 = 4096;
+/// Entries of the table: more than the pool has buffers for requests of block devices.
+pub(super) const ENTRIES: u16 = 8192;
 const NONE: u16 = u16::MAX;
 
 /// Who has which part of the table, and which buffers stand for entries.
@@ -71,11 +71,11 @@ mod tests {
     fn parts_of_the_table_do_not_overlap_and_are_used_again() {
         let mut pages = Pages::default();
         let parts: Vec<u16> = std::iter::from_fn(|| pages.reserve(1000)).collect();
-        assert_eq!(parts, [0, 1000, 2000, 3000]);
+        assert_eq!(parts, [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000]);
         pages.free(1000);
         assert_eq!(pages.reserve(500), Some(1000));
         assert_eq!(pages.reserve(500), Some(1500));
-        assert_eq!(pages.reserve(96), Some(4000));
+        assert_eq!(pages.reserve(192), Some(8000));
         assert_eq!(pages.reserve(1), None);
     }
 
