@@ -9,7 +9,7 @@ use udrbd_tests::machine;
 use udrbd_tests::replica::{Frontend, Kind, Replica};
 
 use crate::block::{MOUNT, run};
-use crate::duo::Duo;
+use crate::duo::{Duo, Stage};
 
 /// xfs takes no smaller ones.
 const DISK_BYTES: u64 = 400 << 20;
@@ -143,7 +143,8 @@ fn soak(
     meanwhile: impl FnOnce(&mut Duo, Instant) -> Result<String>,
 ) -> Result<()> {
     machine::ensure_packages(&["fio", "xfsprogs", "python3"])?;
-    Duo::play_with_disks(DISK_BYTES, Frontend::Ublk, (Kind::Udrbd, peer), |duo| {
+    let stage = Stage { disk_bytes: DISK_BYTES, frontend: Frontend::Ublk, ..Stage::default() };
+    Duo::play_at(stage, (Kind::Udrbd, peer), |duo| {
         let (first, second) = (duo.first.clone(), duo.second.clone());
         configure(duo, &first, &second)?;
         for side in [&first, &second] {
