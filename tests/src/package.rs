@@ -35,6 +35,8 @@ const FILES: &[(&str, &str, u32)] = &[
     ("conf/systemd/udrbdd.service", "usr/lib/systemd/system/udrbdd.service", 0o644),
     ("conf/systemd/drbd.service", "usr/lib/systemd/system/drbd.service", 0o644),
     ("conf/systemd/drbd@.service", "usr/lib/systemd/system/drbd@.service", 0o644),
+    ("conf/systemd/udrbd-verify.service", "usr/lib/systemd/system/udrbd-verify.service", 0o644),
+    ("conf/systemd/udrbd-verify.timer", "usr/lib/systemd/system/udrbd-verify.timer", 0o644),
     ("conf/systemd/drbd@.target", "usr/lib/systemd/system/drbd@.target", 0o644),
     ("conf/tmpfiles/udrbd.conf", "usr/lib/tmpfiles.d/udrbd.conf", 0o644),
     ("conf/udev/66-udrbd.rules", "usr/lib/udev/rules.d/66-udrbd.rules", 0o644),

@@ -49,6 +49,11 @@ pub(super) const GENERAL_OPTIONS: &[LongOption] = &[
 /// Ours alone, not in the usage: do not start the daemon. The character is no option letter.
 const NO_START: LongOption = general("no-start", '\0', Argument::None);
 
+/// Ours alone, for `verify`: wait for its end; and have differences repaired. Known by their whole names only, so that
+/// they change no abbreviation.
+const WAIT: &str = "wait";
+const REPAIR: &str = "repair";
+
 /// How an option to pass on is spelled.
 pub(super) fn passed_on(definition: &OptionDefinition) -> LongOption {
     let argument = if definition.value_is_optional() { Argument::Optional } else { Argument::Required };
@@ -83,6 +88,8 @@ pub(super) struct CommandLine {
     pub(super) variable_name: Option<String>,
     pub(super) peer: Option<String>,
     pub(super) no_start: bool,
+    pub(super) wait: bool,
+    pub(super) repair: bool,
 }
 
 /// A parse in progress.
@@ -153,6 +160,12 @@ impl Reader<'_> {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (text, None),
         };
+        if name == WAIT || name == REPAIR {
+            self.line.wait = true;
+            self.line.repair |= name == REPAIR;
+            self.to_check.push(format!("--{text}"));
+            return Ok(());
+        }
         let option = self.find_long(name, text)?;
         let value = match (option.argument, value) {
             (Argument::None, Some(_)) => {
@@ -336,6 +349,9 @@ impl Reader<'_> {
         for option in std::mem::take(&mut self.to_check) {
             let full = option.split_once('=').map_or(option.as_str(), |(name, _)| name);
             let name = full.trim_start_matches("--");
+            if command.function == Function::Verify && full == option && matches!(name, WAIT | REPAIR) {
+                continue;
+            }
             if command.options.is_none_or(|set| set.find(name).is_none()) {
                 self.complain(&format!(
                     "{0}: unrecognized option '{full}'\ntry '{0} help {1}'\n",

@@ -559,6 +559,7 @@ impl Session<'_> {
                 self.shows_progress = self.line.verbose == 0 && self.line.dry_run == 0;
                 self.adjust(work)
             }
+            Function::Verify => self.verify(work),
             Function::WaitConnect => self.wait_connect(work),
             Function::Dump | Function::DumpXml => Ok(self.dump(work)),
             Function::CreateMeta => self.create_meta(work),

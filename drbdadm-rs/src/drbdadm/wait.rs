@@ -10,6 +10,8 @@ use super::system::{Helper, WaitDialog};
 
 /// How long a stacked resource waits if `connect-int` is not configured, in seconds.
 const STACKED_TIMEOUT: u32 = 20;
+/// The status of `drbdsetup wait-verify` where the copies differ.
+const DIFFERENT: i32 = 1;
 
 impl Session<'_> {
     /// Waits for the peer of one volume.
@@ -25,6 +27,32 @@ impl Session<'_> {
             arguments.extend(option_words(&resource.startup));
         }
         self.call(&Request::new(Helper::Setup, arguments, Limit::Forever), &resource.name)
+    }
+
+    /// Starts a verify. With `--wait`, waits for its end, and says by the status whether the copies differ; with `--repair`
+    /// has the differing blocks copied from the Primary, as disconnecting and connecting does.
+    pub(super) fn verify(&mut self, work: &Work) -> Result<i32, Exit> {
+        let status = self.setup_verb(work, Limit::Short)?;
+        if status != 0 || !self.line.wait {
+            return Ok(status);
+        }
+        let minor = work.volume.as_ref().map_or(u32::MAX, udrbd_config::Volume::minor_or_unknown).to_string();
+        let mut arguments = words!["wait-verify", minor.clone()];
+        if self.line.repair {
+            arguments.push("--repair".to_owned());
+        }
+        let name = work.resource.name.clone();
+        let status = self.call(&Request::new(Helper::Setup, arguments, Limit::Forever), &name)?;
+        if status != DIFFERENT || !self.line.repair {
+            return Ok(status);
+        }
+        for status in [self.disconnect(work)?, self.connect(work)?] {
+            if status != 0 {
+                return Ok(status);
+            }
+        }
+        let wait = Request::new(Helper::Setup, words!["wait-sync", minor], Limit::Forever);
+        self.call(&wait, &name)
     }
 
     /// Waits for the peers of all volumes at once, as long as the operator wants to.

@@ -128,6 +128,7 @@ const WAIT: &[LongOption] = &[
     long("outdated-wfc-timeout", Argument::Required),
     long("wait-after-sb", Argument::Optional),
 ];
+const WAIT_VERIFY: &[LongOption] = &[long("repair", Argument::No)];
 const EVENTS2: &[LongOption] =
     &[long("timestamps", Argument::No), long("statistics", Argument::No), long("now", Argument::No)];
 const SHOW: &[LongOption] = &[long("show-defaults", Argument::No)];
@@ -269,7 +270,10 @@ pub(super) const COMMANDS: &[Command] = &[
     command("del-resource", Object::Resource),
 ];
 
+/// Ours alone, for `drbdadm`: in no usage text.
+const UNLISTED: &[Command] = &[command("wait-verify", Object::Minor).options(WAIT_VERIFY)];
+
 /// The command of this name.
 pub(super) fn find(name: &str) -> Option<&'static Command> {
-    COMMANDS.iter().find(|command| command.name == name)
+    COMMANDS.iter().chain(UNLISTED).find(|command| command.name == name)
 }

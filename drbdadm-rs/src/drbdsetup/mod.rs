@@ -12,6 +12,7 @@ mod output;
 mod query;
 mod resize;
 mod usage;
+mod verify;
 mod watch;
 
 use invocation::Invocation;
@@ -69,6 +70,7 @@ fn dispatch(invocation: &Invocation<'_>) -> i32 {
         "check-resize" => resize::check_resize(invocation),
         "events" => watch::events(invocation),
         "events2" => watch::events2(invocation),
+        "wait-verify" => verify::wait(invocation),
         "wait-connect" | "wait-sync" => watch::wait(invocation),
         _ => configure::run(invocation),
     }

@@ -92,7 +92,7 @@ fn follow(invocation: &Invocation<'_>, mut take: impl FnMut(&StreamItem) -> bool
 }
 
 /// The next item of a stream; [`Next::End`] also when nobody reads the output any more.
-fn next(client: &mut Client, timeout: Option<Duration>) -> Result<Next, ClientError> {
+pub(super) fn next(client: &mut Client, timeout: Option<Duration>) -> Result<Next, ClientError> {
     let timeout =
         timeout.map_or(PollTimeout::NONE, |time| PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX));
     loop {

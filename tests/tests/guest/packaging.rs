@@ -166,7 +166,7 @@ units=/run/test-units
 if [ ! -d $units ]; then
     mkdir $units
     cd /usr/lib/systemd/system
-    cp ./*.target systemd-journald*.so* systemd-journald.service modprobe@.service udrbdd.service drbd.service drbd@.service $units
+    cp ./*.target systemd-journald*.so* systemd-journald.service modprobe@.service udrbdd.service drbd.service drbd@.service udrbd-verify.* $units
     printf '[Unit]\nRequires=sysinit.target systemd-journald.service\n' >$units/guest.target
     hostname >/etc/hostname
     systemd-machine-id-setup
@@ -234,7 +234,7 @@ pub(crate) fn under_systemd() -> Result<()> {
     node.install()?;
     node.sh(&format!("{RESOURCE}drbdadm create-md --force r0"))?;
     let verdict = node.sh(&format!(
-        "{SYSTEMD}$S systemd-analyze verify --man=no udrbdd.service drbd.service drbd@r0.service drbd@r0.target 2>&1"
+        "{SYSTEMD}$S systemd-analyze verify --man=no udrbdd.service drbd.service drbd@r0.service drbd@r0.target udrbd-verify.timer 2>&1"
     ))?;
     ensure!(verdict.is_empty(), "systemd-analyze verify says:\n{verdict}");
 

@@ -1,6 +1,7 @@
 //! Two of our daemons on one machine, over its loopback, without root: sync, writes, roles, crashes and
 //! clear refusals, driven by `drbdadm`.
 
+use std::os::unix::fs::FileExt as _;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ const CASES: &[Case] = &[
     Case::new("a_missing_backing_file_is_a_clear_error", missing_disk),
     Case::new("a_configuration_that_does_not_parse_changes_nothing", bad_configuration),
     Case::new("a_terabyte_costs_no_more_memory_than_its_bitmap", memory_of_a_terabyte),
+    Case::new("a_verify_is_waited_for_and_what_it_found_repaired", verify_and_repair),
     Case::new("disks_that_have_grown_give_a_larger_device", resize),
     Case::new("a_full_file_system_below_costs_the_disk_and_no_write", full_file_system),
     Case::new("images_of_guests_are_served_to_qemu", images_of_guests),
@@ -261,6 +263,41 @@ fn missing_disk() -> Result<()> {
         bail!("`up` without a disk gave {}: {}", output.status, output.stderr);
     }
     pair.adm(Node::Alpha, "sh-resources").map(drop)
+}
+
+/// Blocks are changed on one disk behind its daemon's back, the first and the last among them.
+fn verify_and_repair() -> Result<()> {
+    let net = format!("{} verify-alg crc32c;", PairOptions::default().net);
+    let mut pair = Pair::new(PairOptions { net, ..PairOptions::default() })?;
+    pair.bring_up_and_sync()?;
+    write(&pair, Node::Alpha, 31, 100)?;
+    let answers = |pair: &Pair, words: &str, status: i32, text: &str| {
+        let output = pair.try_adm(Node::Alpha, words)?;
+        let told = format!("{}{}", output.stdout, output.stderr);
+        if output.status != status || !told.contains(text) {
+            bail!("`{words}` gave {}, not {status}, and said:\n{told}", output.status);
+        }
+        Ok(())
+    };
+    answers(&pair, "verify --wait r0", 0, "no difference")?;
+    let TargetName::Nbd(socket, export) = pair.export(Node::Alpha) else { bail!("an export is NBD") };
+    let blocks = Nbd::connect(&socket, &export)?.size() / 4096;
+    let disk = std::fs::File::options().write(true).open(&pair.side(Node::Beta).disk)?;
+    for block in [0, 77, blocks - 1] {
+        disk.write_all_at(&[0x5a; 4096], block * 4096)?;
+    }
+    disk.sync_all()?;
+    answers(&pair, "verify --wait r0", 1, "3 blocks of 4 KiB out of sync")?;
+    answers(&pair, "verify --repair r0", 0, "3 blocks of 4 KiB out of sync")?;
+    pair.wait_healthy()?;
+    verify(&pair, Node::Alpha)?;
+    compare(&pair, Node::Alpha)?;
+    answers(&pair, "verify --wait r0", 0, "no difference")?;
+    answers(&pair, "role --wait r0", 1, "unrecognized option '--wait'")?;
+    pair.adm(Node::Alpha, "secondary r0")?;
+    disk.write_all_at(&[0x5a; 4096], 4096)?;
+    disk.sync_all()?;
+    answers(&pair, "verify --repair r0", 11, "one node must be Primary")
 }
 
 /// Both disks are made larger under a running pair; the new part is resynced, and everything survives a restart.
