@@ -16,7 +16,7 @@ pub fn put_raw(device: &str, folder: &str) -> String {
     let device = quoted(device);
     format!(
         "{CHECKED}mkdir -p {folder}; cd {folder}\n\
-         head -c 6000000 /dev/urandom >image; truncate -s 16M image; head -c 2000000 /dev/urandom >>image\n\
+         head -c 6000000 /dev/urandom >image; truncate -s 16M image; head -c 2M /dev/urandom >>image\n\
          qemu-img convert -n -t none -f raw -O raw image {device}\n\
          for c in 'write -P 0xa5 1M 256k' 'write -z 2M 64k' 'write -P 0x77 17M 4k' 'discard 3M 1M' flush; do\n\
              io -f raw -c \"$c\" {device}; io -f raw -c \"$c\" image\n\

@@ -123,7 +123,7 @@ fn take_over(
         std::thread::sleep(Duration::from_millis(50));
     }
     // Another moment in each round.
-    std::thread::sleep(Duration::from_millis(round * 7919 % 3000));
+    std::thread::sleep(Duration::from_millis(round * 7919 % 2000));
     primary.guest.power_cut()?;
     let promised = Promises::read(&share)?;
     // It boots while the other one takes over, and does nothing else yet.
@@ -134,9 +134,9 @@ fn take_over(
     survivor.side.primary(&mut survivor.guest, false)?;
     let device = survivor.side.device();
     let check = format!(
-        "set -e\nmkdir -p {MOUNT}; mount {device} {MOUNT}; umount {MOUNT}; e2fsck -fn {device} >&2\n\
-         mount {device} {MOUNT}\n\
-         python3 {}/promises.py check {MOUNT} {} {}; umount {MOUNT}",
+        "set -e\nmkdir -p {MOUNT}; mount {device} {MOUNT}\n\
+         python3 {}/promises.py check {MOUNT} {} {}\n\
+         umount {MOUNT}; e2fsck -fn {device} >&2",
         Guest::SHARE,
         promised.records,
         promised.rows
