@@ -14,7 +14,7 @@ use crate::duo::{Duo, Stage};
 /// xfs takes no smaller ones.
 const DISK_BYTES: u64 = 400 << 20;
 /// How long each load lasts.
-const SECONDS: u64 = 180;
+const SECONDS: u64 = 120;
 const SECONDS_OF_DEATHS: u64 = 300;
 
 /// A file system with its words for making it, mounting it and checking it.
