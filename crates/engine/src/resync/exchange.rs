@@ -44,6 +44,12 @@ impl BitmapSource for Source<'_> {
     }
 
     fn find(&self, from: u64, end: u64, set: bool) -> u64 {
+        // In a fragmented bitmap the next change is in the same word.
+        let word = self.word(from / 64);
+        let wanted = (if set { word } else { !word }) >> (from % 64);
+        if wanted != 0 {
+            return end.min(from + u64::from(wanted.trailing_zeros()));
+        }
         let from = udrbd_units::BlockNumber(from);
         let found = if set { self.0.find_next_set(from) } else { self.0.find_next_clear(from) };
         found.map_or(end, |block| block.0.min(end))

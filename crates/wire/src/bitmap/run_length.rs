@@ -87,10 +87,38 @@ pub(crate) struct CodeWord {
     pub(crate) bits: u32,
 }
 
+/// How many bits the code words of the first rows' runs have; they are most of a fragmented bitmap's.
+const SHORT_RUNS: usize = 305;
+const SHORT: [u8; SHORT_RUNS] = {
+    let mut bits = [0; SHORT_RUNS];
+    let mut run = 1;
+    while run < SHORT_RUNS {
+        bits[run] = search(run as u64).bits as u8;
+        run += 1;
+    }
+    bits
+};
+
+/// The length of the code word for a run of `run` bits, 1 to [`RUN_MAX`].
+#[inline]
+pub(crate) fn code_bits(run: u64) -> u32 {
+    match SHORT.get(run as usize) {
+        Some(bits) => u32::from(*bits),
+        None => encode(run).bits,
+    }
+}
+
 /// The code word for a run of `run` bits, 1 to [`RUN_MAX`].
 pub(crate) fn encode(run: u64) -> CodeWord {
     assert!((1..=RUN_MAX).contains(&run), "run of {run} bits");
-    let index = ROWS.partition_point(|row| row.base <= run) - 1;
+    search(run)
+}
+
+const fn search(run: u64) -> CodeWord {
+    let mut index = ROWS.len() - 1;
+    while ROWS[index].base > run {
+        index -= 1;
+    }
     let row = ROWS[index];
     CodeWord {
         value: (run - row.base) << row.prefix_bits | row.prefix,
@@ -113,19 +141,20 @@ pub(crate) fn decode(window: u64) -> (u64, u32) {
     (row.base + data, row.prefix_bits + row.data_bits)
 }
 
-/// Appends code words to a byte buffer, up to a limit.
+/// Appends code words to a byte buffer, up to a limit. What was written is there after [`finish`](Self::finish).
 #[derive(Debug)]
 pub(crate) struct BitWriter<'a> {
     out: &'a mut Vec<u8>,
-    start: usize,
     bits: u64,
     bits_max: u64,
+    /// The bits behind the last whole word of 64, the first one lowest; nothing above them.
+    pending: u64,
 }
 
 impl<'a> BitWriter<'a> {
     pub(crate) fn new(out: &'a mut Vec<u8>, bytes_max: usize) -> Self {
-        let start = out.len();
-        Self { out, start, bits: 0, bits_max: bytes_max as u64 * 8 }
+        out.reserve(bytes_max);
+        Self { out, bits: 0, bits_max: bytes_max as u64 * 8, pending: 0 }
     }
 
     /// Whether the word fitted; if not, nothing was written.
@@ -134,29 +163,31 @@ impl<'a> BitWriter<'a> {
         if end > self.bits_max {
             return false;
         }
-        let first = self.start + (self.bits / 8) as usize;
-        self.out.resize(self.start + end.div_ceil(8) as usize, 0);
-        let shifted = u128::from(word.value) << (self.bits % 8);
-        for (to, from) in self.out[first..].iter_mut().zip(shifted.to_le_bytes()) {
-            *to |= from;
+        let filled = self.bits % 64;
+        self.pending |= word.value << filled;
+        if filled + u64::from(word.bits) >= 64 {
+            self.out.extend_from_slice(&self.pending.to_le_bytes());
+            // Shifting by all 64 is not defined, and nothing is left then.
+            self.pending = word.value.checked_shr(64 - filled as u32).unwrap_or(0);
         }
         self.bits = end;
         true
     }
 
     /// The number of bits written.
-    pub(crate) fn bits(&self) -> u64 {
+    pub(crate) const fn bits(&self) -> u64 {
         self.bits
     }
 
     /// The number of bytes they are in.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub(crate) const fn bytes(&self) -> u64 {
         self.bits.div_ceil(8)
     }
 
-    /// Takes everything back.
-    pub(crate) fn discard(self) {
-        self.out.truncate(self.start);
+    /// Everything is in the buffer.
+    pub(crate) fn finish(self) {
+        let rest = (self.bits % 64).div_ceil(8) as usize;
+        self.out.extend_from_slice(&self.pending.to_le_bytes()[..rest]);
     }
 }
 
@@ -245,6 +276,7 @@ mod tests {
         let mut writer = BitWriter::new(&mut out, 4079);
         assert!(runs.iter().all(|run| writer.push(encode(*run))));
         let bits = writer.bits();
+        writer.finish();
         (out, bits)
     }
 
@@ -310,7 +342,7 @@ mod tests {
             (72_057_611_219_902_768, 64),
         ] {
             let word = encode(run);
-            assert_eq!(word.bits, bits, "{run}");
+            assert_eq!((word.bits, code_bits(run)), (bits, bits), "{run}");
             assert_eq!(decode(word.value), (run, bits));
         }
         assert_eq!(RUN_MAX, 72_057_611_219_902_768);
@@ -322,8 +354,8 @@ mod tests {
         let mut writer = BitWriter::new(&mut out, 2);
         assert!(writer.push(encode(304)) && writer.push(encode(1)) && !writer.push(encode(1)));
         assert_eq!((writer.bits(), writer.bytes()), (16, 2));
-        writer.discard();
-        assert_eq!(out, [0xaa]);
+        writer.finish();
+        assert_eq!(out.len(), 3);
     }
 
     #[test]

@@ -91,28 +91,45 @@ impl BitmapSender {
         if !self.compress || self.position == self.bits {
             return None;
         }
-        let mut writer = BitWriter::new(payload, self.dialect.bitmap_bytes_max() - 1);
-        let mut position = self.position;
-        let starts_set = bitmap.find(position, self.bits, true) == position;
-        let mut set = starts_set;
-        while position < self.bits {
-            let end = bitmap.find(position, self.bits, !set);
-            assert!(end > position, "empty run at bit {position}");
-            if !writer.push(run_length::encode(end - position)) {
-                break;
-            }
-            position = end;
-            set = !set;
-        }
-        if position - self.position < writer.bytes() * 8 {
-            writer.discard();
+        let bytes_max = self.dialect.bitmap_bytes_max() - 1;
+        let starts_set = bitmap.find(self.position, self.bits, true) == self.position;
+        // Counted first: of a fragmented bitmap nothing is written that would be thrown away.
+        let (end, code_bits) = self.measure(bitmap, starts_set, bytes_max as u64 * 8);
+        if end - self.position < code_bits.div_ceil(8) * 8 {
             return None;
+        }
+        let mut writer = BitWriter::new(payload, bytes_max);
+        let (mut position, mut set) = (self.position, starts_set);
+        while position < end {
+            let next = bitmap.find(position, self.bits, !set);
+            let fitted = writer.push(run_length::encode(next - position));
+            debug_assert!(fitted, "measured before");
+            position = next;
+            set = !set;
         }
         let encoding = RunLengthEncoding::new(starts_set, writer.bits());
         self.statistics.count_compressed(writer.bytes() as usize);
-        self.position = position;
+        writer.finish();
+        self.position = end;
         self.finished = position == self.bits;
         Some(encoding)
+    }
+
+    /// Where the last run ends that fits into a code of `bits_max` bits, and how many the code has.
+    fn measure(&self, bitmap: &(impl BitmapSource + ?Sized), starts_set: bool, bits_max: u64) -> (u64, u64) {
+        let (mut position, mut set, mut code_bits) = (self.position, starts_set, 0);
+        while position < self.bits {
+            let end = bitmap.find(position, self.bits, !set);
+            assert!(end > position, "empty run at bit {position}");
+            let with_run = code_bits + u64::from(run_length::code_bits(end - position));
+            if with_run > bits_max {
+                break;
+            }
+            code_bits = with_run;
+            position = end;
+            set = !set;
+        }
+        (position, code_bits)
     }
 
     /// Words from the one the position is in on; none at the end, which tells the peer that it is the end.
