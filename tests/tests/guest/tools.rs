@@ -111,8 +111,8 @@ const BLOCK_LAYER: &[(&str, &str)] = &[
          while kill -0 $job 2>/dev/null; do blockdev --flushbufs $d; blockdev --rereadpt $d 2>/dev/null || true; done; wait $job",
     ),
     (
-        "every engine of fio",
-        "for engine in sync psync pvsync2 libaio posixaio io_uring mmap; do\n\
+        "engines of fio",
+        "for engine in sync psync pvsync2 libaio posixaio io_uring; do\n\
              fio --name=t --filename=$d --ioengine=$engine --rw=randwrite --bs=4k --size=2m --iodepth=8 --verify=crc32c\n\
          done\n\
          fio --name=t --filename=$d --ioengine=io_uring --fixedbufs --registerfiles --nonvectored --direct=1 --rw=randwrite \
@@ -158,14 +158,14 @@ pub(crate) fn blktests() -> Result<()> {
         ));
     };
     let folder = folder.to_string_lossy().into_owned();
-    machine::ensure_packages(&["fio", "xfsprogs", "bsdextrautils"])?;
+    machine::ensure_packages(&["fio", "xfsprogs", "bsdextrautils", "gawk"])?;
     Duo::play_on(Frontend::Ublk, (Kind::Udrbd, Kind::Kernel), |duo| {
         let first = duo.first.clone();
         duo.connect_and_sync()?;
         let size = duo.size(&first)?;
         // Only those that take a device are about it; the others are about the kernel.
         let script = format!(
-            "cp -r {folder} /run/blktests; cd /run/blktests\n\
+            "ln -sfn /proc/self/fd /dev/fd; cp -r {folder} /run/blktests; cd /run/blktests\n\
              printf 'TEST_DEVS=(%s)\\nTIMEOUT=30\\nQUICK_RUN=1\\n' {} >config\n\
              ./check $(grep -l '^test_device()' tests/block/* | sed 's|tests/||') >{share}/blktests 2>&1\n\
              cat results/*/block/*.bad >>{share}/blktests 2>/dev/null; true",
