@@ -115,7 +115,7 @@ const BLOCK_LAYER: &[(&str, &str)] = &[
         "for engine in sync psync pvsync2 libaio posixaio io_uring; do\n\
              fio --name=t --filename=$d --ioengine=$engine --rw=randwrite --bs=4k --size=2m --iodepth=8 --verify=crc32c\n\
          done\n\
-         fio --name=t --filename=$d --ioengine=io_uring --fixedbufs --registerfiles --nonvectored --direct=1 --rw=randwrite \
+         fio --name=t --filename=$d --ioengine=io_uring --fixedbufs=1 --registerfiles=1 --nonvectored=1 --direct=1 --rw=randwrite \
              --bs=64k --size=8m --iodepth=8 --verify=crc32c",
     ),
 ];
