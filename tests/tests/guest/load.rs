@@ -52,7 +52,7 @@ fn undisturbed(system: &FileSystem, peer: Kind) -> Result<()> {
             let status = duo.first.status(&mut duo.guest)?;
             ensure!(status.is_healthy(), "under load it is {status:?}");
         }
-        Ok("nothing happened".to_owned())
+        Ok("undisturbed".to_owned())
     })
 }
 
