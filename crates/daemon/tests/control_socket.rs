@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,8 @@ use udrbd_control::client::{Client, Next};
 use udrbd_control::options::{DiskOptions, NetOptions, ResourceOptions};
 use udrbd_control::protocol::{MetadataIndex, Request, StreamItem};
 use udrbd_control::{Address, ReturnCode};
-use udrbd_units::{Minor, VolumeNumber};
+use udrbd_metadata::{Flags, Layout, Placement, Striping, Superblock, activity_log};
+use udrbd_units::{Minor, Sector, VolumeNumber};
 
 struct Daemon {
     child: Child,
@@ -90,12 +91,31 @@ fn address(text: &str) -> Address {
 }
 
 fn attach(minor: u32, disk: &Path) -> Request {
+    attach_after(minor, disk, -1)
+}
+
+fn attach_after(minor: u32, disk: &Path, resync_after_minor: i32) -> Request {
     Request::Attach {
         minor: Minor(minor),
         disk: disk.to_owned(),
         metadata: disk.to_owned(),
         index: MetadataIndex::Internal,
-        options: DiskOptions::default(),
+        options: DiskOptions { resync_after_minor, ..DiskOptions::default() },
+    }
+}
+
+/// A disk that was never used, with metadata.
+fn fresh_disk(path: &Path) {
+    const SECTORS: u64 = 16 << 11;
+    let layout = Layout::new(Placement::Internal, Sector(SECTORS), Striping::DEFAULT).unwrap();
+    let mut superblock = Superblock::fresh(&layout, 1 << 20);
+    superblock.flags = Flags::AL_CLEAN;
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(SECTORS * 512).unwrap();
+    file.write_all_at(&superblock.encode(), layout.superblock.0 * 512).unwrap();
+    for block in 0..8 {
+        let at = (layout.al_start().0 + block * 8) * 512;
+        file.write_all_at(&activity_log::initialized_block(), at).unwrap();
     }
 }
 
@@ -236,4 +256,49 @@ fn the_service_manager_hears_of_readiness_life_and_end() {
     }
     kill(Pid::from_raw(daemon.child.id() as i32), Signal::SIGTERM).unwrap();
     while hear() != "STOPPING=1" {}
+}
+
+#[test]
+fn a_resync_that_comes_after_another_waits_for_it_also_in_another_resource() {
+    let daemon = Daemon::start();
+    daemon.make("r0", 0);
+    assert!(daemon.code(new_minor("r0", 1, 1)).is_success());
+    daemon.make("r1", 2);
+    // 2 comes after 1, in another resource, which comes after 0 in its own.
+    for (minor, after) in [(0, -1), (1, 0), (2, 1)] {
+        let disk = daemon.path(&format!("disk{minor}"));
+        fresh_disk(&disk);
+        assert!(daemon.code(attach_after(minor, &disk, after)).is_success(), "minor {minor}");
+    }
+    let waiting = || {
+        let snapshot = daemon.client().snapshot(None).unwrap();
+        let devices = snapshot.resources.into_iter().flat_map(|resource| resource.devices);
+        let waits = devices.filter(|device| device.resync_paused.dependency);
+        waits.map(|device| device.minor.0).collect::<Vec<_>>()
+    };
+    let soon = |expected: &[u32]| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while waiting() != expected {
+            assert!(Instant::now() < deadline, "{:?} wait, not {expected:?}", waiting());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    assert_eq!(waiting(), [0; 0]);
+    assert!(daemon.code(Request::PauseSync { minor: Minor(0) }).is_success());
+    soon(&[1, 2]);
+    let shown = || {
+        let text = std::fs::read_to_string(daemon.path("proc/drbd")).unwrap();
+        text.lines().any(|line| line.starts_with(" 2:") && line.ends_with("ra----"))
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !shown() {
+        assert!(Instant::now() < deadline, "the status file does not show it");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(daemon.code(Request::ResumeSync { minor: Minor(0) }).is_success());
+    soon(&[]);
+    assert!(daemon.code(Request::PauseSync { minor: Minor(1) }).is_success());
+    soon(&[2]);
+    assert!(daemon.code(Request::Down { resource: "r0".to_owned() }).is_success());
+    soon(&[]);
 }

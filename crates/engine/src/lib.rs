@@ -11,6 +11,7 @@
 //! * `change`: a change of state from the wish to its consequences;
 //! * `request`: what clients of the device ask for; `peer`: what the peer asks for;
 //! * `disk`: the backing device, activity log, bitmap and superblock; `resync`: making two disks equal;
+//! * [`dependency`]: which volumes of a node wait for others (`resync-after`), a pure function;
 //! * `connection`: from the first call to the loss; `command`: what the administrator wants.
 //!
 //! Sections cited as "states spec", "io spec" and so on are those of the project's specification of DRBD 8.4.11.
@@ -25,6 +26,7 @@ mod bugs;
 mod change;
 mod command;
 mod connection;
+pub mod dependency;
 mod disk;
 mod engine;
 pub mod generation;

@@ -258,6 +258,7 @@ pub(super) async fn remove(node: &Rc<Node>, resource: &str) -> CommandResult {
     let item = StreamItem::ResourceGone { time_us: time_us(), name: resource.to_owned() };
     state.watchers.tell(resource, &item);
     drop(state);
+    node.review_dependencies();
     node.changed.notify_one();
     ReturnCode::NoError.into()
 }

@@ -7,6 +7,7 @@ mod block;
 mod commands;
 mod connect;
 mod convert;
+mod dependencies;
 mod disks;
 mod handlers;
 mod metrics;
@@ -242,6 +243,7 @@ impl Node {
                 if let Some(entry) = self.state.borrow_mut().resource_mut(resource) {
                     entry.take_status(status);
                 }
+                self.review_dependencies();
                 self.show(resource);
                 block::look_after(self, resource);
             }

@@ -156,6 +156,13 @@ impl Engine {
         self.request_device(id, index, request, Then::ReplyAlways);
     }
 
+    /// The resync has to wait for another volume's, or may go on (states spec 12.6). It is a fact, also in the middle of a
+    /// handshake; without a configuration it is forgotten at once.
+    pub(super) fn resync_dependency(&mut self, id: CommandId, index: usize, waits: bool) {
+        self.force_state(index, StateRequest { after_isp: Some(waits), ..StateRequest::NONE });
+        self.reply(id, Ok(()));
+    }
+
     /// `resume-io` (states spec 16.4).
     pub(super) fn resume_io(&mut self, id: CommandId) {
         if !self.suspension.any() {

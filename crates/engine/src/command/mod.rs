@@ -115,6 +115,7 @@ impl Engine {
             Command::InvalidateRemote { .. } => self.invalidate_remote(id, known),
             Command::PauseSync { .. } => self.pause_sync(id, known),
             Command::ResumeSync { .. } => self.resume_sync(id, known),
+            Command::ResyncDependency { waits, .. } => self.resync_dependency(id, known, waits),
             Command::SuspendIo { .. } => {
                 self.set_suspension(Suspension { user: true, ..self.suspension });
                 self.reply(id, Ok(()));
@@ -231,6 +232,7 @@ const fn volume_of(command: &Command) -> Option<udrbd_units::VolumeNumber> {
         | Command::InvalidateRemote { volume }
         | Command::PauseSync { volume }
         | Command::ResumeSync { volume }
+        | Command::ResyncDependency { volume, .. }
         | Command::SuspendIo { volume }
         | Command::ResumeIo { volume }
         | Command::Verify { volume, .. }

@@ -135,6 +135,14 @@ pub enum Command {
         /// Which volume.
         volume: VolumeNumber,
     },
+    /// What this volume's resync comes after (`resync-after`) has begun to keep it waiting, or does so no more, as
+    /// [`must_wait`](crate::dependency::must_wait) says.
+    ResyncDependency {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// Its resync has to wait.
+        waits: bool,
+    },
     /// `suspend-io`.
     SuspendIo {
         /// Which volume.

@@ -1,6 +1,6 @@
 //! Resyncs that are given up half-way, and what of them is still at a disk when the next one runs.
 
-use udrbd_engine::interface::{Command, Operation};
+use udrbd_engine::interface::{Command, Failure, Operation};
 use udrbd_units::{ConnectionState, DiskState};
 
 use crate::harness::{Pair, VOLUME};
@@ -108,5 +108,29 @@ fn nothing_of_a_resync_stays_counted_that_was_given_up() {
     pair.settle();
     pair.unstick(1);
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    nothing_is_counted(&mut pair);
+}
+
+#[test]
+fn a_resync_waits_for_another_minors_and_both_nodes_show_it() {
+    let mut pair = synced();
+    let waits = |waits| Command::ResyncDependency { volume: VOLUME, waits };
+    pair.command(1, waits(true)).unwrap();
+    pair.settle();
+    assert!(pair.nodes[1].status().paused_by_dependency && pair.nodes[0].status().paused_by_peer);
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    assert!(pair.nodes[1].status().paused_by_dependency && !pair.nodes[0].status().paused_by_peer);
+    pair.write(0, 0, 7, 4096).unwrap();
+    pair.command(1, Command::Connect(Box::default())).unwrap();
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::PausedSyncT);
+    pair.pass(2);
+    assert_eq!(pair.nodes[0].status().connection, ConnectionState::PausedSyncS);
+    assert_eq!(left(&pair, 1), 8, "{}", pair.describe());
+    let refused = pair.command(1, Command::ResumeSync { volume: VOLUME });
+    assert_eq!(refused, Err(Failure::configuration(156)));
+    pair.command(1, waits(false)).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(!pair.nodes[0].status().paused_by_peer);
+    assert_eq!(pair.nodes[1].load(0, 4096), [7; 4096]);
     nothing_is_counted(&mut pair);
 }
