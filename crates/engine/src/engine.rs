@@ -168,7 +168,7 @@ impl Engine {
             self.connection.ping_timer,
             self.connection.request_timer,
         ];
-        let volumes = self.volumes.iter().map(|volume| volume.resync.timer);
+        let volumes = self.volumes.iter().flat_map(|volume| [volume.resync.timer, volume.resync.reads_due()]);
         let commands = self.commands.iter().map(Running::timeout);
         connection.into_iter().chain(volumes).chain(commands).flatten().min()
     }

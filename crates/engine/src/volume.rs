@@ -14,7 +14,7 @@ use crate::generation::GenerationSet;
 use crate::interface::{ClientRequest, Counters, DiskOptions, DiskProperties, WaitingClients};
 use crate::intervals::IntervalSet;
 use crate::resync::exchange::Exchange;
-use crate::resync::{Resync, VerifyRange};
+use crate::resync::{Activity, Resync, VerifyRange};
 use crate::resync_extents::ResyncExtents;
 use crate::slab::Key;
 use crate::state::{RememberedDisks, VolumeState};
@@ -146,6 +146,8 @@ pub(crate) struct Volume {
     pub(crate) round_robin: bool,
     pub(crate) counters: Counters,
     pub(crate) resync: Resync,
+    /// What applications do with the disk, to which background work gives way.
+    pub(crate) activity: Activity,
     /// Of the next verify this node asks for.
     pub(crate) verify_range: VerifyRange,
     /// This node has asked for a verify in this connection.
@@ -200,6 +202,7 @@ impl Volume {
             round_robin: false,
             counters: Counters::default(),
             resync: Resync::default(),
+            activity: Activity::default(),
             verify_range: VerifyRange::default(),
             was_verifying: false,
             exchange: Exchange::default(),

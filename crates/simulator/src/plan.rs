@@ -8,6 +8,8 @@ use crate::random::Random;
 
 /// A millisecond of simulated time, in nanoseconds.
 pub(crate) const MILLISECOND: u64 = 1_000_000;
+/// What makes `c-min-rate` of a seed.
+const MIN_RATE: u64 = 0x7261_7465;
 /// A second of simulated time, in nanoseconds.
 pub(crate) const SECOND: u64 = 1_000 * MILLISECOND;
 
@@ -249,7 +251,7 @@ impl Plan {
 
     fn with_aim(seed: u64, aim: Option<Aim>) -> Self {
         let mut random = Random::new(seed);
-        let (settings, steps) = match aim {
+        let (mut settings, steps) = match aim {
             Some(aim) => aims::plan(aim, &mut random),
             None => {
                 let wide = random.one_in(6);
@@ -258,6 +260,8 @@ impl Plan {
                 (settings, steps)
             }
         };
+        // By itself, so that everything else of a seed stays what it was.
+        settings.disk_options.c_min_rate_kib = Random::new(seed ^ MIN_RATE).pick(&[0, 0, 250, 4_000]);
         Self { aim, settings, steps, random, bug: None }
     }
 

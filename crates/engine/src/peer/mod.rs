@@ -158,6 +158,7 @@ impl Engine {
         }
         for volume in &mut self.volumes {
             volume.resync.waiting_reads.clear();
+            volume.resync.held_until = None;
             volume.counters.unacknowledged = 0;
         }
     }
@@ -209,6 +210,7 @@ impl Engine {
         request.failed = result.is_err();
         request.buffer = buffer;
         let (index, range) = (request.volume, request.range);
+        let application = request.operation == PeerOperation::Read;
         if request.orphaned {
             self.attention = true;
             self.forget_peer_request(key);
@@ -216,6 +218,9 @@ impl Engine {
         }
         if result.is_ok() {
             self.volumes[index].counters.read_sectors += range.sectors();
+            if application {
+                self.volumes[index].activity.add(range.sectors());
+            }
         } else {
             self.local_io_failed(index, true);
         }

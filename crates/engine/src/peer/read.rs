@@ -7,6 +7,7 @@ use super::{PeerOperation, PeerRequest};
 use crate::Engine;
 use crate::connection::{Inbound, parameters::Verdict};
 use crate::interface::{Action, Level};
+use crate::resync::WaitingRead;
 use crate::slab::Key;
 
 impl Engine {
@@ -54,7 +55,7 @@ impl Engine {
         if application {
             self.read_for_peer(key);
         } else {
-            self.volumes[index].resync.waiting_reads.push_back(key);
+            self.volumes[index].resync.waiting_reads.push_back(WaitingRead::new(key));
             self.run_resync_reads(index);
         }
         Verdict::Good

@@ -351,6 +351,7 @@ impl Engine {
         self.volumes[index].peer_writes -= 1;
         self.volumes[index].peer_ranges.remove(range, key);
         self.volumes[index].counters.written_sectors += range.sectors();
+        self.volumes[index].activity.add(range.sectors());
         if request.failed {
             let text = format!("write: error=10 s={}s", range.start);
             self.say_rarely(Level::Warning, Some(index), text);

@@ -26,6 +26,7 @@ impl Engine {
         };
         if request.local == Local::Ok {
             self.volumes[index].counters.written_sectors += range.sectors();
+            self.volumes[index].activity.add(range.sectors());
         }
         // A failing discard only leaves bits set (io spec 5.6). Zeroes that are not there would be read, though.
         if error && operation != Operation::Discard {

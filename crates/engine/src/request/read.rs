@@ -124,6 +124,7 @@ impl Engine {
         } else {
             request.local = Local::Ok;
             self.volumes[index].counters.read_sectors += range.sectors();
+            self.volumes[index].activity.add(range.sectors());
             self.complete_read(key, None);
         }
     }

@@ -37,6 +37,8 @@ impl Engine {
         }
         disk.submit.push_back(key);
         self.run_activity_log(index);
+        // A read for a resync may have to make room for it.
+        self.attention |= !self.volumes[index].resync.waiting_reads.is_empty();
     }
 
     /// Sends a write to where it has to go: `drbd_send_and_submit`. It is covered by the activity log.

@@ -2,7 +2,7 @@
 
 use udrbd_units::{ConnectionState, DiskState};
 
-use super::Finish;
+use super::{Finish, WaitingRead};
 use crate::Engine;
 use crate::change::Verbosity;
 use crate::generation::GenerationSet;
@@ -85,7 +85,8 @@ impl Engine {
         for key in written {
             self.peer_requests[key].given_up = true;
         }
-        for key in std::mem::take(&mut self.volumes[index].resync.waiting_reads) {
+        self.volumes[index].resync.held_until = None;
+        for WaitingRead { key, .. } in std::mem::take(&mut self.volumes[index].resync.waiting_reads) {
             if let Some(request) = self.peer_requests.get(key) {
                 let packet = request.request();
                 self.send_negative_reply(index, &packet, true);

@@ -6,6 +6,7 @@ mod finish;
 mod source;
 mod start;
 mod target;
+mod throttle;
 mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use udrbd_units::{ConnectionState, GenerationId, Sector, SectorRange};
 
 use crate::interface::{Duration, SyncProgress, Time};
-use crate::slab::Key;
 use control::Controller;
 pub(crate) use source::Locks;
+pub(crate) use throttle::{Activity, WaitingRead};
 pub(crate) use verify::VerifyRange;
 
 /// Progress marks kept, and how far they are apart.
@@ -68,8 +69,10 @@ pub(crate) struct Resync {
     pub(super) by_checksum: bool,
     pub(super) equal_blocks: u64,
 
-    /// Source: reads of the peer that wait for their extent.
-    pub(crate) waiting_reads: VecDeque<Key>,
+    /// Source: reads of the peer that wait for their turn or their extent.
+    pub(crate) waiting_reads: VecDeque<WaitingRead>,
+    /// Source: until then reads of the peer give way to applications.
+    pub(crate) held_until: Option<Time>,
     /// Source: the identifier to tell the peer when the superblock of this version is durable.
     pub(crate) sync_uuid_due: Option<(u64, GenerationId)>,
     /// A P_STATE waits for that.
@@ -176,16 +179,31 @@ impl Resync {
         !self.waiting_reads.is_empty() || self.timer.is_some()
     }
 
+    /// Source: when reads that wait have to be looked at again, whatever happens.
+    pub(crate) fn reads_due(&self) -> Option<Time> {
+        let tries = self.waiting_reads.iter().filter_map(|read| read.not_before);
+        tries.chain(self.held_until).min()
+    }
+
+    /// The speed since the last mark but one, that is of the last three to six seconds, KiB/s.
+    fn recent_kib(&self, now: Time, set_bits: u64) -> u64 {
+        let (time, mark_left) = self.marks[(self.last_mark + MARKS - 1) % MARKS];
+        let seconds = now.since(time).as_secs().max(1);
+        mark_left.saturating_sub(self.left(set_bits)) / seconds * 4
+    }
+
+    /// Blocks that are left to do.
+    fn left(&self, set_bits: u64) -> u64 {
+        self.verify.as_ref().map_or(set_bits.saturating_sub(self.failed), |verify| verify.left)
+    }
+
     /// What is shown of it.
     pub(crate) fn progress(&self, now: Time, set_bits: u64) -> SyncProgress {
         let (mark_time, mark_left) = self.marks[(self.last_mark + 2) % MARKS];
         let paused = self.paused + self.paused_at.map_or(Duration::ZERO, |at| now.since(at));
         SyncProgress {
             total_blocks: self.total,
-            left_blocks: self
-                .verify
-                .as_ref()
-                .map_or(set_bits.saturating_sub(self.failed), |verify| verify.left),
+            left_blocks: self.left(set_bits),
             failed_blocks: self.failed,
             elapsed_ns: now.since(self.started).saturating_sub(paused).as_nanos() as u64,
             paused_ns: paused.as_nanos() as u64,

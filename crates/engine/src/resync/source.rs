@@ -3,6 +3,7 @@
 use udrbd_units::{ConnectionState, DiskState, ResyncExtent, SectorRange};
 use udrbd_wire as wire;
 
+use super::throttle::PAUSE;
 use crate::Engine;
 use crate::peer::PeerOperation;
 use crate::resync_extents::{Begin, ResyncExtents, ResyncLock};
@@ -27,41 +28,71 @@ impl Locks {
     }
 }
 
+/// What came of trying to lock the extents of a read.
+enum Locking {
+    Done(Locks),
+    /// Writes are in flight there, or too many extents are locked.
+    Waits,
+    /// An application waits for the extent, which is open again.
+    SteppedAside,
+}
+
 impl Engine {
     /// Starts the reads whose extents are free of application writes. Returns whether one was started.
     pub(crate) fn run_resync_reads(&mut self, index: usize) -> bool {
         let mut progress = false;
+        let now = self.now;
+        let resync = &mut self.volumes[index].resync;
+        resync.held_until = resync.held_until.filter(|until| *until > now);
         for _ in 0..self.volumes[index].resync.waiting_reads.len() {
-            let Some(key) = self.volumes[index].resync.waiting_reads.pop_front() else { break };
-            let Some(request) = self.peer_requests.get(key) else { continue };
-            if let Some(locks) = self.lock_extents(index, request.range) {
-                self.peer_requests[key].locks = locks;
-                self.read_for_peer(key);
-                progress = true;
-            } else {
-                self.volumes[index].resync.waiting_reads.push_back(key);
+            let Some(mut read) = self.volumes[index].resync.waiting_reads.pop_front() else { break };
+            let Some(request) = self.peer_requests.get(read.key) else { continue };
+            let range = request.range;
+            read.not_before = read.not_before.filter(|time| *time > now);
+            if self.has_its_turn(index, &mut read, extents(range).next()) && read.not_before.is_none() {
+                match self.lock_extents(index, range) {
+                    Locking::Done(locks) => {
+                        self.peer_requests[read.key].locks = locks;
+                        self.read_for_peer(read.key);
+                        progress = true;
+                        continue;
+                    }
+                    Locking::Waits => {}
+                    Locking::SteppedAside => {
+                        read.not_before = Some(now.after(PAUSE));
+                        progress = true;
+                    }
+                }
             }
+            self.volumes[index].resync.waiting_reads.push_back(read);
         }
         progress
     }
 
-    /// Locks all extents of a range against application writes, or none.
-    fn lock_extents(&mut self, index: usize, range: SectorRange) -> Option<Locks> {
+    /// Locks all extents of a range against application writes, or none. Where an application waits for one of them it makes
+    /// room, while it is faster than it has to be.
+    fn lock_extents(&mut self, index: usize, range: SectorRange) -> Locking {
         let mut locks = Locks::default();
         let unlocked = self.bug(crate::bugs::Bug::NoExtentLock);
-        let disk = self.volumes[index].disk.as_mut()?;
+        let now = self.now;
         for (place, extent) in extents(range).enumerate().take(2) {
             if unlocked {
                 continue;
             }
-            if let Begin::Begun(lock) = disk.extents.begin_or_wait(extent, &disk.log, false) {
-                locks.0[place] = Some(lock);
-            } else {
-                locks.release(&mut disk.extents);
-                return None;
+            let volume = &mut self.volumes[index];
+            let awaited = volume.disk.as_ref().is_some_and(|disk| disk.extents.has_priority(extent));
+            let gives_way = awaited && volume.background_gives_way(now);
+            let Some(disk) = &mut volume.disk else { return Locking::Waits };
+            match disk.extents.begin_or_wait(extent, &disk.log, gives_way) {
+                Begin::Begun(lock) => locks.0[place] = Some(lock),
+                other => {
+                    locks.release(&mut disk.extents);
+                    let aside = other == Begin::SteppedAside;
+                    return if aside { Locking::SteppedAside } else { Locking::Waits };
+                }
             }
         }
-        Some(locks)
+        Locking::Done(locks)
     }
 
     /// Lets application writes into the extents of a request again.

@@ -70,6 +70,7 @@ impl Engine {
 
     /// Asks for the next run of blocks that are out of sync, `limit` at the most.
     fn ask_for_blocks(&mut self, index: usize, limit: u64) -> Asked {
+        let now = self.now;
         let volume = &mut self.volumes[index];
         let capacity = volume.size;
         let is_thin_agreed = self.connection.dialect.has(wire::Features::THIN_RESYNC);
@@ -82,7 +83,11 @@ impl Engine {
             return Asked::Nothing;
         };
         volume.resync.next_block = block.0;
-        let Ok(lock) = disk.extents.try_begin(block.resync_extent(), &disk.log, false) else {
+        let gives_way = volume.background_gives_way(now);
+        let Some(disk) = &mut volume.disk else { return Asked::Nothing };
+        let Ok(lock) = disk.extents.try_begin(block.resync_extent(), &disk.log, gives_way) else {
+            // An extent may have been opened to writes.
+            self.attention = true;
             return Asked::Busy;
         };
         let limit_bytes = disk.properties.max_request_bytes.min(REQUEST_BYTES_MAX);

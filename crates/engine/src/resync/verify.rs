@@ -115,16 +115,22 @@ impl Engine {
 
     /// Asks for the digest of the next block; of one block at least, whatever the end.
     fn ask_to_verify(&mut self, index: usize, first: bool) -> Asked {
+        let now = self.now;
         let volume = &mut self.volumes[index];
         let capacity = volume.size;
         let start = Sector(volume.resync.next_block * BLOCK_SECTORS);
         let stop = volume.resync.verify.as_ref().and_then(|verify| verify.stop);
-        let Some(disk) = volume.disk.as_mut().filter(|_| start < capacity) else { return Asked::Nothing };
-        if !first && stop.is_some_and(|stop| start >= stop) {
+        if start >= capacity || (!first && stop.is_some_and(|stop| start >= stop)) {
             return Asked::Nothing;
         }
         let extent = BlockNumber(volume.resync.next_block).resync_extent();
-        let Ok(lock) = disk.extents.try_begin(extent, &disk.log, false) else { return Asked::Busy };
+        let gives_way = volume.background_gives_way(now);
+        let Some(disk) = &mut volume.disk else { return Asked::Nothing };
+        let Ok(lock) = disk.extents.try_begin(extent, &disk.log, gives_way) else {
+            // An extent may have been opened to writes.
+            self.attention = true;
+            return Asked::Busy;
+        };
         let sectors = BLOCK_SECTORS.min(capacity.0 - start.0);
         let range = SectorRange::new(start, (sectors * 512) as u32);
         volume.resync.next_block += 1;

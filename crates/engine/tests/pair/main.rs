@@ -7,6 +7,7 @@ mod faults;
 mod harness;
 mod hostile;
 mod inheritance;
+mod pacing;
 mod resize;
 mod resyncs;
 mod two_primaries;
