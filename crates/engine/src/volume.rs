@@ -131,6 +131,8 @@ pub(crate) struct Volume {
     pub(crate) peer_ranges: IntervalSet<Key>,
     /// Resync writes submitted here.
     pub(crate) sync_writes: IntervalSet<Key>,
+    /// The sectors of these.
+    pub(crate) sync_write_sectors: u64,
     /// Writes of the peer submitted here and not complete.
     pub(crate) peer_writes: u32,
     /// Requests admitted and not completed.
@@ -193,6 +195,7 @@ impl Volume {
             writes: IntervalSet::new(),
             peer_ranges: IntervalSet::new(),
             sync_writes: IntervalSet::new(),
+            sync_write_sectors: 0,
             peer_writes: 0,
             admitted: 0,
             quiesce: 0,

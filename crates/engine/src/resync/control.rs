@@ -10,7 +10,20 @@ pub(crate) struct Controller {
     total: i64,
     /// Sectors asked for and not arrived.
     in_flight: i64,
+    /// Blocks that may still be asked for before the next step.
+    granted: i64,
     want_kib: u32,
+}
+
+/// What bounds the blocks on their way, beside the rate.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// `max-buffers`: half of it may be asked for and not arrived, and all of it not arrived or not written.
+    pub(super) max_buffers: u32,
+    /// Sectors that have arrived since the last step.
+    pub(super) arrived: u64,
+    /// Sectors that are being written.
+    pub(super) writing: u64,
 }
 
 impl Controller {
@@ -19,14 +32,32 @@ impl Controller {
         self.want_kib
     }
 
-    /// A step has asked for so many blocks.
+    /// So many blocks have been asked for.
     pub(super) const fn asked(&mut self, blocks: u64) {
         self.in_flight += blocks as i64 * 8;
+        self.granted -= blocks as i64;
     }
 
-    /// The blocks this step may ask for; `arrived` sectors came since the last.
-    pub(super) fn step(&mut self, options: &DiskOptions, max_buffers: u32, arrived: u64) -> i64 {
-        let arrived = arrived as i64;
+    /// What this step may still ask for is given up: the next place is busy.
+    pub(super) const fn end_step(&mut self) {
+        self.granted = 0;
+    }
+
+    /// The blocks that may be asked for between two steps: where a step may ask for more than may be on the way at a time, the
+    /// rest follows when half of that has arrived. DRBD asks for it with the next step, that is never (io spec 22).
+    pub(super) fn refill(&self, room: Room) -> i64 {
+        let in_flight = (self.in_flight - room.arrived as i64) / 8;
+        let most = i64::from(room.max_buffers / 2);
+        if in_flight > most / 2 {
+            return 0;
+        }
+        let unwritten = i64::from(room.max_buffers) - in_flight - room.writing as i64 / 8;
+        self.granted.min(most - in_flight).min(unwritten)
+    }
+
+    /// The blocks this step may ask for at once.
+    pub(super) fn step(&mut self, options: &DiskOptions, room: Room) -> i64 {
+        let arrived = room.arrived as i64;
         self.in_flight -= arrived;
         let wanted = if options.c_plan_ahead == 0 {
             // The plan is forgotten with the dynamic control.
@@ -38,7 +69,10 @@ impl Controller {
             self.want_kib = (blocks * 40) as u32;
             blocks
         };
-        wanted.min(i64::from(max_buffers / 2) - self.in_flight / 8)
+        self.granted = wanted;
+        let in_flight = self.in_flight / 8;
+        let unwritten = i64::from(room.max_buffers) - in_flight - room.writing as i64 / 8;
+        wanted.min(i64::from(room.max_buffers / 2) - in_flight).min(unwritten)
     }
 
     /// The sectors the plan allows for this step.
@@ -72,6 +106,10 @@ impl Controller {
 mod tests {
     use super::*;
 
+    fn room(arrived: u64) -> Room {
+        Room { max_buffers: 2048, arrived, writing: 0 }
+    }
+
     #[test]
     fn the_worked_trace_of_the_specification() {
         let options = DiskOptions::default();
@@ -79,7 +117,7 @@ mod tests {
         let mut arrived = 0;
         let mut blocks = Vec::new();
         for _ in 0..=21 {
-            let number = controller.step(&options, 2048, arrived);
+            let number = controller.step(&options, room(arrived));
             controller.asked(number as u64);
             blocks.push(number);
             arrived = number as u64 * 8;
@@ -92,9 +130,32 @@ mod tests {
     fn a_fixed_rate_is_cut_by_max_buffers() {
         let options = DiskOptions { c_plan_ahead: 0, resync_rate_kib: 4096, ..DiskOptions::default() };
         let mut controller = Controller::default();
-        assert_eq!(controller.step(&options, 2048, 0), 102);
+        assert_eq!(controller.step(&options, room(0)), 102);
         assert_eq!(controller.want_kib(), 4096);
         controller.asked(1000);
-        assert_eq!(controller.step(&options, 2048, 0), 24);
+        assert_eq!(controller.step(&options, room(0)), 24);
+    }
+
+    #[test]
+    fn what_a_step_may_ask_for_beyond_max_buffers_follows_when_half_has_arrived() {
+        // 4000 blocks a step.
+        let options = DiskOptions { c_plan_ahead: 0, resync_rate_kib: 160_000, ..DiskOptions::default() };
+        let mut controller = Controller::default();
+        assert_eq!(controller.step(&options, room(0)), 1024);
+        controller.asked(1024);
+        assert_eq!(controller.refill(room(511 * 8)), 0);
+        assert_eq!(controller.refill(room(512 * 8)), 512);
+        assert_eq!(controller.refill(room(1024 * 8)), 1024);
+        // What has arrived and is not written takes room as well.
+        let writing = 1500 * 8;
+        assert_eq!(controller.refill(Room { writing, ..room(1024 * 8) }), 548);
+        controller.asked(1024);
+        controller.asked(1024);
+        assert_eq!(controller.refill(room(3072 * 8)), 928, "the rate is never exceeded");
+        controller.asked(928);
+        assert_eq!(controller.refill(room(4000 * 8)), 0);
+        assert_eq!(controller.step(&options, Room { writing: 2000 * 8, ..room(4000 * 8) }), 48);
+        controller.end_step();
+        assert_eq!(controller.refill(room(0)), 0);
     }
 }

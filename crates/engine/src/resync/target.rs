@@ -4,6 +4,7 @@ use udrbd_units::{BlockNumber, ConnectionState, SectorRange};
 use udrbd_wire as wire;
 
 use super::STEP;
+use super::control::Room;
 use super::source::Locks;
 use crate::Engine;
 use crate::bugs::Bug;
@@ -47,17 +48,47 @@ impl Engine {
             return;
         }
         self.volumes[index].resync.after_superblock = None;
-        let max_buffers = self.connection.options.as_ref().map_or(2048, |options| options.max_buffers);
+        let room = self.resync_room(index);
         let volume = &mut self.volumes[index];
-        let arrived = std::mem::take(&mut volume.resync.sectors_arrived);
+        volume.resync.sectors_arrived = 0;
         let Some(disk) = &volume.disk else { return };
-        let number = volume.resync.controller.step(&disk.options, max_buffers, arrived);
+        let number = volume.resync.controller.step(&disk.options, room);
         volume.resync.timer = Some(now.after(STEP));
+        self.ask_for(index, number);
+        self.resync_may_be_done(index);
+    }
+
+    fn resync_room(&self, index: usize) -> Room {
+        let volume = &self.volumes[index];
+        Room {
+            max_buffers: self.connection.options.as_ref().map_or(2048, |options| options.max_buffers),
+            arrived: volume.resync.sectors_arrived,
+            writing: volume.sync_write_sectors,
+        }
+    }
+
+    /// Something has arrived, or been written: asks for what the present step may still ask for.
+    fn ask_for_more(&mut self, index: usize) {
+        let volume = &self.volumes[index];
+        let asking = volume.state.connection == ConnectionState::SyncTarget
+            && volume.resync.timer.is_some()
+            && volume.resync.after_superblock.is_none();
+        if asking {
+            let number = volume.resync.controller.refill(self.resync_room(index));
+            self.ask_for(index, number);
+        }
+    }
+
+    /// Asks for `number` blocks, as far as there are so many.
+    fn ask_for(&mut self, index: usize, number: i64) {
         let mut asked = 0;
         while (asked as i64) < number {
             match self.ask_for_blocks(index, number as u64 - asked) {
                 Asked::Blocks(blocks) => asked += blocks,
-                Asked::Busy => break,
+                Asked::Busy => {
+                    self.volumes[index].resync.controller.end_step();
+                    break;
+                }
                 Asked::Nothing => {
                     self.volumes[index].resync.timer = None;
                     break;
@@ -65,7 +96,6 @@ impl Engine {
             }
         }
         self.volumes[index].resync.controller.asked(asked);
-        self.resync_may_be_done(index);
     }
 
     /// Asks for the next run of blocks that are out of sync, `limit` at the most.
@@ -73,6 +103,7 @@ impl Engine {
         let now = self.now;
         let volume = &mut self.volumes[index];
         let capacity = volume.size;
+        let peer_bytes_max = self.connection.dialect.request_bytes_max();
         let is_thin_agreed = self.connection.dialect.has(wire::Features::THIN_RESYNC);
         let Some(disk) = &mut volume.disk else { return Asked::Nothing };
         let Some(block) = disk.bitmap.find_next_set(BlockNumber(volume.resync.next_block)) else {
@@ -90,7 +121,7 @@ impl Engine {
             self.attention = true;
             return Asked::Busy;
         };
-        let limit_bytes = disk.properties.max_request_bytes.min(REQUEST_BYTES_MAX);
+        let limit_bytes = disk.properties.max_request_bytes.min(REQUEST_BYTES_MAX).min(peer_bytes_max);
         let thin_bytes = thin_bytes(disk).filter(|_| is_thin_agreed);
         let blocks = run_length(&disk.bitmap, block.0, limit, limit_bytes, thin_bytes);
         volume.resync.next_block = block.0 + blocks;
@@ -191,6 +222,7 @@ impl Engine {
         let volume = self.volumes[index].number;
         let token = self.start_peer_io(index, key);
         self.out.push(Action::Write { token, volume, range, buffer, fua: false, preflush: false });
+        self.ask_for_more(index);
         Verdict::Good
     }
 
@@ -212,6 +244,7 @@ impl Engine {
         let token = self.start_peer_io(index, key);
         let mode = DiscardMode::ZeroesMayUnmap;
         self.out.push(Action::Discard { token, volume, range, mode });
+        self.ask_for_more(index);
         Verdict::Good
     }
 
@@ -248,6 +281,7 @@ impl Engine {
             locks,
         });
         self.volumes[index].sync_writes.insert(range, key);
+        self.volumes[index].sync_write_sectors += range.sectors();
         key
     }
 
@@ -259,6 +293,7 @@ impl Engine {
         self.release(request.buffer);
         let volume = &mut self.volumes[index];
         volume.sync_writes.remove(range, key);
+        volume.sync_write_sectors -= range.sectors();
         volume.counters.written_sectors += range.sectors();
         volume.counters.unacknowledged = volume.counters.unacknowledged.saturating_sub(1);
         if good {
@@ -276,6 +311,7 @@ impl Engine {
             self.send_ack(index, ack, range.start, wire::BlockId::SYNCER, range.bytes);
         }
         self.unlock(index, request.locks);
+        self.ask_for_more(index);
         self.resync_may_be_done(index);
     }
 
@@ -288,6 +324,7 @@ impl Engine {
         if !cancelled {
             self.count_failed_blocks(index, range);
         }
+        self.ask_for_more(index);
         self.resync_may_be_done(index);
     }
 
@@ -299,6 +336,7 @@ impl Engine {
         self.volumes[index].resync.equal_blocks += range.sectors() / 8;
         self.set_in_sync(index, range);
         self.unlock(index, locks);
+        self.ask_for_more(index);
         self.resync_may_be_done(index);
     }
 

@@ -16,6 +16,7 @@ use crate::slab::Key;
 use crate::state::{Enforcement, StateRequest};
 
 use super::STEP;
+use super::control::Room;
 use super::source::Locks;
 
 const BLOCK_SECTORS: u64 = 8;
@@ -98,7 +99,8 @@ impl Engine {
         volume.resync.timer = Some(now.after(STEP));
         let arrived = std::mem::take(&mut volume.resync.sectors_arrived);
         let Some(disk) = &volume.disk else { return };
-        let number = volume.resync.controller.step(&disk.options, max_buffers, arrived);
+        let room = Room { max_buffers, arrived, writing: 0 };
+        let number = volume.resync.controller.step(&disk.options, room);
         let mut asked = 0;
         while (asked as i64) < number {
             match self.ask_to_verify(index, asked == 0) {

@@ -2,9 +2,10 @@
 
 use udrbd_engine::interface::{Command, DiskOptions};
 use udrbd_units::{ConnectionState, DiskState};
+use udrbd_wire::Packet;
 
 use crate::harness::{Pair, VOLUME};
-use crate::{both, synced};
+use crate::{both, fast, synced};
 
 /// A resync of 40 MB/s, and `c-min-rate`.
 fn paced(c_min_rate_kib: u32) -> DiskOptions {
@@ -53,4 +54,60 @@ fn a_resync_that_nobody_is_in_the_way_of_gives_way_to_nobody() {
     pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
     pair.pass_ms(1500);
     assert!(both(&pair, ConnectionState::Connected, DiskState::UpToDate), "{}", pair.describe());
+}
+
+/// Bytes that node 1 has asked for.
+fn asked_for(pair: &Pair) -> u32 {
+    let request = |(node, packet): &(usize, Packet)| match packet {
+        Packet::ResyncDataRequest(request) if *node == 1 => Some(request.size),
+        _ => None,
+    };
+    pair.packets.iter().filter_map(request).sum()
+}
+
+/// A full resync of 20 MiB to node 1 at 400 MB/s has begun; its disk, or that of its source, does not answer.
+fn resync_without_answers(stuck: usize) -> Pair {
+    let mut pair = synced();
+    pair.packets.clear();
+    pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
+    pair.nodes[stuck].stuck = true;
+    pair.pass(2);
+    pair
+}
+
+#[test]
+fn a_resync_is_as_fast_as_the_disks_where_the_rate_allows_it() {
+    let mut pair = synced();
+    pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
+    // 40 MB may be asked for in the first step, half of `max-buffers` at a time.
+    pair.pass_ms(90);
+    assert!(both(&pair, ConnectionState::Connected, DiskState::UpToDate), "{}", pair.describe());
+}
+
+#[test]
+fn no_more_is_asked_for_than_half_of_max_buffers_before_something_arrives() {
+    let mut pair = resync_without_answers(0);
+    assert_eq!(asked_for(&pair), 4 << 20);
+    pair.unstick(0);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+}
+
+#[test]
+fn no_more_arrives_than_max_buffers_before_something_is_written() {
+    let mut pair = resync_without_answers(1);
+    assert_eq!(asked_for(&pair), 8 << 20);
+    pair.unstick(1);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+}
+
+#[test]
+fn a_resync_is_never_faster_than_its_rate() {
+    let mut pair = synced();
+    options(&mut pair, 1, DiskOptions { resync_rate_kib: 80_000, ..fast() });
+    pair.packets.clear();
+    pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
+    pair.pass_ms(90);
+    assert_eq!(asked_for(&pair), 80_000 * 1024 / 10 / 4096 * 4096);
+    pair.pass_ms(100);
+    assert_eq!(asked_for(&pair), 2 * (80_000 * 1024 / 10 / 4096 * 4096));
 }
