@@ -168,8 +168,11 @@ impl Engine {
             self.connection.ping_timer,
             self.connection.request_timer,
         ];
-        let volumes = self.volumes.iter().flat_map(|volume| [volume.resync.timer, volume.resync.reads_due()]);
-        let commands = self.commands.iter().map(Running::timeout);
+        let volumes = self
+            .volumes
+            .iter()
+            .flat_map(|volume| [volume.resync.timer, volume.resync.reads_due(), volume.disk_timer]);
+        let commands = self.commands.iter().map(|command| self.command_timeout(command));
         connection.into_iter().chain(volumes).chain(commands).flatten().min()
     }
 
@@ -191,6 +194,7 @@ impl Engine {
         }
         self.attention = true;
     }
+            self.disk_timeout(index);
 
     fn read_done(
         &mut self,
@@ -210,6 +214,8 @@ impl Engine {
             _ => self.release(buffer),
         }
     }
+            // The buffer is the client's, which has had its answer.
+            Purpose::GivenUp { for_peer: false } => {}
 
     /// Runs the slower machinery until it finds nothing more to do.
     fn settle_down(&mut self) {
@@ -232,7 +238,8 @@ impl Engine {
         if self.volumes[index].removed {
             return false;
         }
-        let mut progress = self.run_attach(index);
+        let mut progress = self.run_abandon(index);
+        progress |= self.run_attach(index);
         progress |= self.run_resizing(index);
         progress |= self.run_activity_log(index);
         progress |= self.run_bitmap_io(index);

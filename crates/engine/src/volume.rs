@@ -11,7 +11,7 @@ use crate::disk::attach::Attaching;
 use crate::disk::bitmap_io::BitmapIo;
 use crate::disk::resize::Resizing;
 use crate::generation::GenerationSet;
-use crate::interface::{ClientRequest, Counters, DiskOptions, DiskProperties, WaitingClients};
+use crate::interface::{ClientRequest, Counters, DiskOptions, DiskProperties, Time, WaitingClients};
 use crate::intervals::IntervalSet;
 use crate::resync::exchange::Exchange;
 use crate::resync::{Activity, Resync, VerifyRange};
@@ -83,6 +83,8 @@ pub(crate) struct Disk {
     /// Operations at the devices.
     pub(crate) operations: u32,
     /// The pass `detach` waits for has been started.
+    /// Nobody waits for those operations any more (`disk-timeout`, `detach --force`).
+    pub(crate) abandoned: bool,
     pub(crate) detach_pages: Option<u64>,
 }
 
@@ -110,6 +112,10 @@ pub(crate) struct Volume {
     pub(crate) attaching: Option<Box<Attaching>>,
     pub(crate) resizing: Option<Box<Resizing>>,
     pub(crate) remembered: Option<RememberedDisks>,
+    /// When to look whether the disk keeps its `disk-timeout`.
+    pub(crate) disk_timer: Option<Time>,
+    /// When an operation of the devices ended last.
+    pub(crate) io_ended_at: Time,
     pub(crate) exposed: GenerationId,
     pub(crate) peer_generations: Option<PeerGenerations>,
     /// What the last comparison found out about the own identifiers; taken over when this node becomes SyncSource.
@@ -185,6 +191,8 @@ impl Volume {
             remembered: None,
             exposed: GenerationId::NONE,
             peer_generations: None,
+            disk_timer: None,
+            io_ended_at: Time(0),
             correction: None,
             told_bits: 0,
             peer_size: Sector(0),

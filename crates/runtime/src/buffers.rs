@@ -334,6 +334,13 @@ impl BufferPool {
         self.page(buffer).references
     }
 
+    /// Whether the kernel reads or writes the memory of a buffer.
+    #[must_use]
+    pub fn is_with_kernel(&self, buffer: BufferHandle) -> bool {
+        let page = self.page(buffer);
+        page.kernel_reads > 0 || page.kernel_writes > 0
+    }
+
     /// Upper limit of all buffers together, in bytes.
     #[must_use]
     pub fn total_bytes(&self) -> usize {

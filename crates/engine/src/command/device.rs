@@ -87,8 +87,7 @@ impl Engine {
     /// `detach` (states spec 13.2).
     pub(super) fn detach(&mut self, id: CommandId, index: usize, force: bool) {
         if force {
-            self.volumes[index].flags.force_detach = true;
-            self.force_state(index, StateRequest::disk(DiskState::Failed));
+            self.force_detach(index);
             self.reply(id, Ok(()));
             return;
         }

@@ -20,22 +20,33 @@ enum Step {
 pub(crate) struct GoingDown {
     id: CommandId,
     step: Step,
+    /// When it was given.
+    since: Time,
 }
 
 impl GoingDown {
-    /// When to look at it again if nothing happens.
+    /// When to look at it again if nothing happens, for its own sake.
     pub(crate) const fn timeout(&self) -> Option<Time> {
         match &self.step {
             Step::Disconnect(disconnecting) => disconnecting.timeout(),
             _ => None,
         }
     }
+
+    /// When it was given.
+    pub(crate) const fn since(&self) -> Time {
+        self.since
+    }
 }
 
 impl Engine {
     /// `down`.
     pub(super) fn go_down(&mut self, id: CommandId) {
-        self.commands.push(Running::GoingDown(GoingDown { id, step: Step::Demote(0, None) }));
+        self.commands.push(Running::GoingDown(GoingDown {
+            id,
+            step: Step::Demote(0, None),
+            since: self.now,
+        }));
     }
 
     pub(super) fn run_going_down(&mut self, going: &mut GoingDown) -> bool {
@@ -50,6 +61,7 @@ impl Engine {
 
     fn poll_going_down(&mut self, going: &mut GoingDown) -> Option<Result<(), Failure>> {
         let id = going.id;
+        self.give_up_silent_disks(going.since);
         loop {
             going.step = match &mut going.step {
                 Step::Demote(index, _) if *index >= self.volumes.len() => {
@@ -86,6 +98,8 @@ impl Engine {
                     let index = *index;
                     match self.volumes[index].state.disk {
                         DiskState::Diskless => Step::Detach(index + 1, None),
+                        // The runtime keeps what its answers need. Nothing of the volume is left for them here.
+                        DiskState::Failed if self.is_abandoned(index) => Step::Detach(index + 1, None),
                         DiskState::Failed => return None,
                         _ => {
                             let wanted = StateRequest::disk(DiskState::Failed);

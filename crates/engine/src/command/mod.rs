@@ -66,6 +66,13 @@ impl Running {
 }
 
 impl Engine {
+    /// When to look at a command again if nothing happens.
+    pub(crate) fn command_timeout(&self, command: &Running) -> Option<Time> {
+        let own = command.timeout();
+        let Running::GoingDown(going) = command else { return own };
+        own.into_iter().chain(self.down_patience_ends(going.since())).min()
+    }
+
     /// A command comes in.
     pub(crate) fn command(&mut self, id: CommandId, command: Command) {
         self.attention = true;

@@ -159,7 +159,9 @@ impl Engine {
         disk.bitmap_io.page_was_written();
         if page_failed {
             disk.bitmap.mark_page_unwritten(page);
-            self.distrust_bitmap(index);
+            if !disk.abandoned {
+                self.distrust_bitmap(index);
+            }
         } else {
             disk.bitmap.page_written(page);
         }

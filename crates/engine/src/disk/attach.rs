@@ -12,7 +12,9 @@ use crate::Engine;
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
 use crate::disk::bitmap_io::BitmapIo;
-use crate::interface::{Action, AttachSettings, CommandId, Failure, IoError, Level, MetadataBlock, Token};
+use crate::interface::{
+    Action, AttachSettings, CommandId, Duration, Failure, IoError, Level, MetadataBlock, Token,
+};
 use crate::resync_extents::ResyncExtents;
 use crate::slab::Key;
 use crate::state::{
@@ -79,6 +81,13 @@ pub(crate) struct Attaching {
     marked: u64,
     whole_bitmap: bool,
     ring: bool,
+}
+
+impl Attaching {
+    /// The `disk-timeout` the disk is to have.
+    pub(super) fn disk_timeout(&self) -> Duration {
+        self.settings.options.disk_timeout
+    }
 }
 
 impl Engine {
@@ -227,9 +236,12 @@ impl Engine {
         Ok(Progress::Stepped)
     }
 
-    fn start_attach_io(&mut self, index: usize, number: u64) -> Token {
+    fn start_attach_io(&mut self, index: usize, attaching: &Attaching) -> Token {
         self.volumes[index].counters.local_pending += 1;
-        Token(self.io.insert(Io { volume: index, purpose: Purpose::Attach(number) }).number())
+        self.arm_disk_timer_for(index, attaching.disk_timeout());
+        let purpose = Purpose::Attach(attaching.number);
+        let io = Io { volume: index, purpose, started: self.now, counted: false };
+        Token(self.io.insert(io).number())
     }
 
     /// Metadata have been read for an attach.
@@ -352,7 +364,7 @@ impl Engine {
         at: u64,
     ) {
         attaching.outstanding += 1;
-        let token = self.start_attach_io(index, attaching.number);
+        let token = self.start_attach_io(index, attaching);
         self.attach_reads.insert(Key::from_number(token.0), at);
         let volume = self.volumes[index].number;
         self.out.push(Action::ReadMetadata { token, volume, position, bytes });
@@ -505,6 +517,7 @@ impl Engine {
             transaction: TransactionStep::Idle,
             transaction_block: 0,
             operations: 0,
+            abandoned: false,
             detach_pages: None,
         });
         Ok(Progress::Stepped)
@@ -567,7 +580,7 @@ impl Engine {
         attaching.outstanding += 1;
         let mut block: MetadataBlock = self.take_block();
         block.copy_from_slice(&activity_log::initialized_block());
-        let token = self.start_attach_io(index, attaching.number);
+        let token = self.start_attach_io(index, attaching);
         let volume = self.volumes[index].number;
         self.volumes[index].counters.al_writes += 1;
         let position = Sector(geometry.layout.al_start().0 + u64::from(place) * 8);

@@ -135,6 +135,9 @@ impl Engine {
 
     /// Drives the bulk writes. Returns whether something happened.
     pub(crate) fn run_bitmap_io(&mut self, index: usize) -> bool {
+        if self.is_abandoned(index) {
+            return self.skip_bitmap_io(index);
+        }
         let mut progress = self.step_full_sync(index);
         let Some(disk) = &mut self.volumes[index].disk else { return progress };
         let io = &mut disk.bitmap_io;
@@ -159,6 +162,19 @@ impl Engine {
             progress = true;
         }
         progress
+    }
+
+    /// Nothing gets to a disk that does not answer: whoever waits for the bitmap goes on without. Pages stay changed, and
+    /// the superblock in memory says that all is out of sync where it said so. Returns whether something happened.
+    fn skip_bitmap_io(&mut self, index: usize) -> bool {
+        let Some(disk) = &mut self.volumes[index].disk else { return false };
+        let io = &mut disk.bitmap_io;
+        let waited = !io.is_idle() || io.superblock_after.is_some();
+        io.pass = None;
+        io.finished = io.requested;
+        io.full_sync = None;
+        io.superblock_after = None;
+        waited
     }
 
     fn write_pages_of_pass(&mut self, index: usize) -> bool {
@@ -254,7 +270,9 @@ impl Engine {
         disk.bitmap_io.unflushed = true;
         if failed {
             disk.bitmap.mark_page_unwritten(page);
-            self.distrust_bitmap(index);
+            if !disk.abandoned {
+                self.distrust_bitmap(index);
+            }
         } else {
             disk.bitmap.page_written(page);
         }

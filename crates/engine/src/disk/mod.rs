@@ -1,5 +1,6 @@
 //! The backing device: its operations, its metadata, attach and detach.
 
+mod abandon;
 mod activity;
 pub(crate) mod attach;
 pub(crate) mod bitmap_io;
@@ -10,7 +11,7 @@ mod superblock;
 use udrbd_units::{DiskState, SectorRange};
 
 use crate::Engine;
-use crate::interface::{IoError, Level, MetadataBlock, OnIoError, Token};
+use crate::interface::{IoError, Level, MetadataBlock, OnIoError, Time, Token};
 use crate::slab::Key;
 use crate::state::StateRequest;
 
@@ -37,6 +38,30 @@ pub(crate) enum Purpose {
     Attach(u64),
     /// A block of the empty activity log of metadata that move.
     Ring,
+    /// Nothing any more: whoever waited for it was told that it failed.
+    GivenUp {
+        /// It was for the peer: a buffer that comes with the answer is nobody's.
+        for_peer: bool,
+    },
+}
+
+impl Purpose {
+    /// Whether it is about metadata, not data.
+    const fn is_metadata(self) -> bool {
+        match self {
+            Self::Superblock
+            | Self::BitmapPage { .. }
+            | Self::HintedPage { .. }
+            | Self::Transaction
+            | Self::Attach(_)
+            | Self::Ring => true,
+            Self::RequestLocal(_)
+            | Self::PeerRequest(_)
+            | Self::EpochFlush
+            | Self::BitmapFlush
+            | Self::GivenUp { .. } => false,
+        }
+    }
 }
 
 /// An operation in flight.
@@ -44,17 +69,30 @@ pub(crate) enum Purpose {
 pub(crate) struct Io {
     pub(crate) volume: usize,
     pub(crate) purpose: Purpose,
+    /// When it was asked for.
+    pub(crate) started: Time,
+    /// It counts among the operations of the disk.
+    pub(crate) counted: bool,
+}
+
+impl Io {
+    /// Whether nobody waits for it any more.
+    pub(crate) const fn is_given_up(&self) -> bool {
+        matches!(self.purpose, Purpose::GivenUp { .. })
+    }
 }
 
 impl Engine {
     /// Names an operation that is about to be asked for.
     pub(crate) fn start_io(&mut self, index: usize, purpose: Purpose) -> Token {
+        self.arm_disk_timer(index);
         let volume = &mut self.volumes[index];
         if let Some(disk) = &mut volume.disk {
             disk.operations += 1;
         }
         volume.counters.local_pending += 1;
-        Token(self.io.insert(Io { volume: index, purpose }).number())
+        let io = Io { volume: index, purpose, started: self.now, counted: true };
+        Token(self.io.insert(io).number())
     }
 
     /// Finds out what an operation that ended was for; `None` for a token that was never given.
@@ -62,9 +100,12 @@ impl Engine {
         let io = self.io.remove(Key::from_number(token.0))?;
         let volume = &mut self.volumes[io.volume];
         volume.counters.local_pending -= 1;
+        volume.io_ended_at = self.now;
         if let Some(disk) = &mut volume.disk {
-            if !matches!(io.purpose, Purpose::Attach(_)) {
+            if io.counted {
                 disk.operations -= 1;
+                // It answers after all: what is left to be written can be written.
+                disk.abandoned &= disk.operations > 0;
             }
             if disk.operations == 0 && volume.state.disk <= DiskState::Failed {
                 self.attention = true;
@@ -102,7 +143,7 @@ impl Engine {
             Purpose::HintedPage { page } => self.hinted_page_written(io.volume, page, failed),
             Purpose::Transaction => self.transaction_written(io.volume, failed),
             Purpose::Attach(number) => self.attach_written(io.volume, number, result),
-            Purpose::Ring => self.ring_written(io, failed),
+            Purpose::Ring => self.ring_written(io.volume, failed),
             _ => {}
         }
     }
@@ -114,6 +155,10 @@ impl Engine {
 
     /// An operation on data has failed: `on-io-error` (io spec 5.6; states spec 13.3).
     pub(crate) fn local_io_failed(&mut self, index: usize, read: bool) {
+        if self.is_abandoned(index) {
+            // It is on its way out already, and nothing is known of this operation.
+            return;
+        }
         let Some(policy) = self.volumes[index].disk.as_ref().map(|disk| disk.options.on_io_error) else {
             return;
         };

@@ -9,7 +9,7 @@ use udrbd_metadata::{Flags, Layout, Striping, activity_log};
 use udrbd_units::{ConnectionState, DiskState, Role, Sector};
 use udrbd_wire as wire;
 
-use super::{Io, Purpose};
+use super::Purpose;
 use crate::Engine;
 use crate::activity_log::ActivityLog;
 use crate::interface::{Action, CommandId, Failure, Level, MetadataBlock, ResizeRequest, Token};
@@ -339,14 +339,14 @@ impl Engine {
     }
 
     /// A block of the empty activity log is written.
-    pub(super) fn ring_written(&mut self, io: Io, failed: bool) {
-        if let Some(resizing) = &mut self.volumes[io.volume].resizing
+    pub(super) fn ring_written(&mut self, index: usize, failed: bool) {
+        if let Some(resizing) = &mut self.volumes[index].resizing
             && let Step::Ring { outstanding, .. } = &mut resizing.step
         {
             *outstanding -= 1;
         }
         if failed {
-            self.metadata_io_failed(io.volume);
+            self.metadata_io_failed(index);
         }
     }
 

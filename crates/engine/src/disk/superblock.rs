@@ -16,9 +16,12 @@ impl Engine {
         disk.superblock_version
     }
 
-    /// Whether a version is on stable storage, or there is no disk any more that it could get to.
+    /// Whether a version is on stable storage, or there is no disk any more that it could get to, or none that answers.
     pub(crate) fn superblock_is_durable(&self, index: usize, version: u64) -> bool {
-        self.volumes[index].disk.as_ref().is_none_or(|disk| disk.superblock_durable >= version)
+        self.volumes[index]
+            .disk
+            .as_ref()
+            .is_none_or(|disk| disk.abandoned || disk.superblock_durable >= version)
     }
 
     /// Writes the superblock if it has changed. Returns whether it did.
@@ -26,7 +29,8 @@ impl Engine {
         let Some(disk) = &self.volumes[index].disk else { return false };
         let dirty = disk.superblock_version > disk.superblock_durable;
         // Bits have to be on disk before a superblock that says "no longer Primary" (metadata spec 8.6).
-        if !dirty || disk.superblock_writing.is_some() || disk.bitmap_io.holds_superblock() {
+        if !dirty || disk.abandoned || disk.superblock_writing.is_some() || disk.bitmap_io.holds_superblock()
+        {
             return false;
         }
         let mut block = self.take_block();

@@ -177,6 +177,13 @@ impl Engine {
         }
     }
 
+    /// Whether what is at the disk for a request is a read.
+    pub(crate) fn is_peer_read(&self, key: Key) -> bool {
+        let reads =
+            |operation| !matches!(operation, PeerOperation::Write { .. } | PeerOperation::ResyncWrite);
+        self.peer_requests.get(key).is_some_and(|request| reads(request.operation))
+    }
+
     /// A disk operation for the peer, other than a read, has ended.
     pub(crate) fn peer_disk_done(&mut self, key: Key, result: Result<(), IoError>) {
         let Some(request) = self.peer_requests.get_mut(key) else { return };

@@ -40,6 +40,17 @@ impl Engine {
         self.settle(key);
     }
 
+    /// The disk does not answer: the request goes on without it.
+    pub(crate) fn request_local_given_up(&mut self, key: Key) {
+        let Some(request) = self.requests.get_mut(key) else { return };
+        request.local = Local::Failed;
+        if request.operation == Operation::Read {
+            self.retry_read(key);
+        } else {
+            self.settle(key);
+        }
+    }
+
     /// Does with a write what its parts allow: tells the client, and destroys it.
     pub(crate) fn settle(&mut self, key: Key) {
         let Some(request) = self.requests.get(key) else { return };

@@ -130,7 +130,7 @@ impl Engine {
     }
 
     /// Starts a failed read over from admission. It ends: a failed disk is no longer asked.
-    fn retry_read(&mut self, key: Key) {
+    pub(super) fn retry_read(&mut self, key: Key) {
         self.readmit(key);
         self.attention = true;
     }

@@ -47,6 +47,10 @@ pub(crate) struct Node {
     pub(crate) stuck: bool,
     /// Writes of metadata are kept instead of done.
     pub(crate) stuck_metadata: bool,
+    /// Reads of metadata are kept instead of done.
+    pub(crate) stuck_metadata_reads: bool,
+    /// What is kept does not happen by chance.
+    pub(crate) hanging: bool,
     kept: Vec<Action>,
     /// Buffers of which the engine owns a reference.
     owned: HashSet<u32>,
@@ -97,6 +101,8 @@ impl Node {
             hasty_pages: 0,
             stuck: false,
             stuck_metadata: false,
+            stuck_metadata_reads: false,
+            hanging: false,
             kept: Vec::new(),
             owned: HashSet::new(),
             buffers: HashMap::new(),
@@ -431,7 +437,7 @@ impl Pair {
             };
             ready.into_iter().map(|(key, _)| *key).filter(open).collect()
         };
-        let kept = [self.kept(0), self.kept(1)];
+        let kept = [0, 1].map(|node| if self.nodes[node].hanging { 0 } else { self.kept(node) });
         let choices = [self.events.len(), kept[0], kept[1], sockets.len()];
         let total: usize = choices.iter().sum();
         if total == 0 {
@@ -561,6 +567,7 @@ impl Pair {
     pub(crate) fn unstick(&mut self, node: usize) {
         self.nodes[node].stuck = false;
         self.nodes[node].stuck_metadata = false;
+        self.nodes[node].stuck_metadata_reads = false;
         for action in std::mem::take(&mut self.nodes[node].kept) {
             self.act(node, action);
         }
@@ -585,7 +592,8 @@ impl Pair {
             Action::Read { .. } | Action::Write { .. } | Action::Flush { .. } | Action::Discard { .. }
         );
         let metadata = matches!(action, Action::WriteMetadata { .. });
-        if (data && self.nodes[node].stuck) || (metadata && self.nodes[node].stuck_metadata) {
+        let look = matches!(action, Action::ReadMetadata { .. }) && self.nodes[node].stuck_metadata_reads;
+        if look || (data && self.nodes[node].stuck) || (metadata && self.nodes[node].stuck_metadata) {
             self.nodes[node].kept.push(action);
             return;
         }

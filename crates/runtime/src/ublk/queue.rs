@@ -3,7 +3,7 @@
 //! Each slot has a buffer of the largest request's size. A slot's command tells the kernel the answer to the slot's last
 //! request and where the data of the next one go, and completes with that next request: one buffer for both. So a slot
 //! may be answered only when nobody else has its buffer any more; where somebody does (a peer's socket that was cut
-//! while data waited in it), the slot gets another buffer, or waits for one.
+//! while data waited in it; a disk that was given up before it answered), the slot gets another buffer, or waits for one.
 //!
 //! Where the driver puts the pages of a request into the ring's table (Linux 6.16), a disk read goes straight into them, and
 //! the kernel copies nothing by itself: the data of a write are fetched into the slot's buffer, and those of a read that
@@ -69,6 +69,8 @@ enum Owner {
 struct Slot<T> {
     owner: Owner,
     buffer: BufferHandle,
+    /// Where the data of the answer are, with a reference, while a disk that was given up still has the slot's buffer.
+    data: Option<BufferHandle>,
     token: T,
 }
 
@@ -121,7 +123,7 @@ impl<T: Copy + Debug> Queue<T> {
             return Err(Errno::ENOSPC);
         }
         let slots = buffers.into_iter().zip(0..DEPTH);
-        let slots = slots.map(|(buffer, tag)| Slot { owner: Owner::Kernel, buffer, token: token(tag) });
+        let slots = slots.map(|(buffer, tag)| Slot { owner: Owner::Kernel, buffer, data: None, token: token(tag) });
         let queue = Self {
             device: Arc::new(device),
             requests,
@@ -223,7 +225,12 @@ impl<T: Copy + Debug> Queue<T> {
         };
         let (Ok(()), Some(data)) = (result, data) else { return };
         if self.pages.is_none() {
-            ring.copy(data.slice(0, bytes), own.slice(0, bytes));
+            if ring.buffers().is_with_kernel(own) {
+                ring.retain(data);
+                slot.data = Some(data);
+            } else {
+                ring.copy(data.slice(0, bytes), own.slice(0, bytes));
+            }
             return;
         }
         let data = ring.bytes(data.slice(0, bytes));
@@ -240,7 +247,8 @@ impl<T: Copy + Debug> Queue<T> {
             let slot = &mut self.slots[usize::from(tag)];
             let Owner::Answered(result) = slot.owner else { unreachable!("only answered slots are here") };
             if ring.buffers().references(slot.buffer) > 1 {
-                // Only a write's buffer may be with others, and the answer to a write is not in it.
+                // A write's buffer may be with others, and the answer to a write is not in it; that of a read only with
+                // a disk that was given up.
                 let other = ring.allocate_leaving(REQUEST_BYTES as usize, self.others_mebibytes);
                 let Some(other) = other else {
                     self.answered[kept] = tag;
@@ -248,6 +256,12 @@ impl<T: Copy + Debug> Queue<T> {
                     continue;
                 };
                 ring.release(std::mem::replace(&mut slot.buffer, other));
+            }
+            if let Some(data) = slot.data.take() {
+                if let Ok(bytes) = u32::try_from(result) {
+                    ring.copy(data.slice(0, bytes), slot.buffer.slice(0, bytes));
+                }
+                ring.release(data);
             }
             slot.owner = Owner::Kernel;
             self.command(ring, sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, result);
