@@ -56,6 +56,8 @@ pub struct Engine {
     /// The transfer log: writes in the order of their submission.
     pub(crate) log: VecDeque<Key>,
     pub(crate) after: VecDeque<After>,
+    /// A handler has to end before the next one of them.
+    pub(crate) after_waits: bool,
     pub(crate) commands: Vec<Running>,
     pub(crate) handlers: Vec<(HandlerId, Reason)>,
     pub(crate) handler_count: u64,
@@ -94,6 +96,7 @@ impl Engine {
             io: Slab::new(),
             log: VecDeque::new(),
             after: VecDeque::new(),
+            after_waits: false,
             commands: Vec::new(),
             handlers: Vec::new(),
             handler_count: 0,
@@ -191,10 +194,10 @@ impl Engine {
         self.request_timeout();
         for index in 0..self.volumes.len() {
             self.run_resync_step(index);
+            self.disk_timeout(index);
         }
         self.attention = true;
     }
-            self.disk_timeout(index);
 
     fn read_done(
         &mut self,
@@ -211,16 +214,16 @@ impl Engine {
         match io.purpose {
             Purpose::RequestLocal(key) => self.request_local_done(key, result.is_err()),
             Purpose::PeerRequest(key) => self.peer_read_done(key, buffer, digest, zeroes, result),
+            // The buffer is the client's, which has had its answer.
+            Purpose::GivenUp { for_peer: false } => {}
             _ => self.release(buffer),
         }
     }
-            // The buffer is the client's, which has had its answer.
-            Purpose::GivenUp { for_peer: false } => {}
 
     /// Runs the slower machinery until it finds nothing more to do.
     fn settle_down(&mut self) {
         let mut rounds = 0;
-        while self.attention || !self.after.is_empty() {
+        while self.attention || (!self.after.is_empty() && !self.after_waits) {
             self.attention = false;
             let mut progress = self.run_after();
             for index in 0..self.volumes.len() {

@@ -16,6 +16,10 @@ pub(crate) enum Reason {
     BeforeResync { index: usize, handler: u64 },
     /// I/O of a Primary that lost the peer; `count` connections had been made then.
     FenceAfterLoss { count: u32 },
+    /// What follows from a change of state: the volume's disk or its last good data are gone (states spec 13.4 and 5.1, A4).
+    AfterChange,
+    /// The decision about the data, which it is told of first (states spec 10.2).
+    Handshake { index: usize },
     /// A promotion.
     FenceForPromotion { command: u64, count: u32 },
 }
@@ -26,12 +30,26 @@ impl Engine {
         self.run_handler_for(name, index, Reason::Nobody);
     }
 
-    pub(crate) fn run_handler_for(&mut self, name: Handler, index: Option<usize>, reason: Reason) {
+    /// Runs a handler for a reason. Returns what it is called.
+    pub(crate) fn run_handler_for(
+        &mut self,
+        name: Handler,
+        index: Option<usize>,
+        reason: Reason,
+    ) -> HandlerId {
         self.handler_count += 1;
         let handler = HandlerId(self.handler_count);
         self.handlers.push((handler, reason));
         let volume = index.map(|index| self.volumes[index].number);
         self.out.push(Action::RunHandler { handler, name, volume });
+        handler
+    }
+
+    /// Runs a handler that may reset this node: nothing follows from the change of state, and no write goes to the peer,
+    /// before it has ended.
+    pub(crate) fn run_handler_and_wait(&mut self, name: Handler, index: usize) {
+        self.after_waits = true;
+        self.run_handler_for(name, Some(index), Reason::AfterChange);
     }
 
     /// A handler has ended.
@@ -41,6 +59,8 @@ impl Engine {
         self.attention = true;
         match reason {
             Reason::Nobody => {}
+            Reason::AfterChange => self.after_waits = false,
+            Reason::Handshake { index } => self.handshake_handler_done(index, handler),
             Reason::BeforeResync { index, handler } => self.resync_handler_done(index, handler, status),
             Reason::FenceAfterLoss { count } => {
                 self.connection.fencing_running = false;

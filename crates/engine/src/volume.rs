@@ -7,6 +7,7 @@ use udrbd_units::{GenerationId, Minor, Sector, SectorRange, VolumeNumber};
 
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
+use crate::connection::Pondering;
 use crate::disk::attach::Attaching;
 use crate::disk::bitmap_io::BitmapIo;
 use crate::disk::resize::Resizing;
@@ -82,9 +83,9 @@ pub(crate) struct Disk {
     pub(crate) transaction_block: u32,
     /// Operations at the devices.
     pub(crate) operations: u32,
-    /// The pass `detach` waits for has been started.
     /// Nobody waits for those operations any more (`disk-timeout`, `detach --force`).
     pub(crate) abandoned: bool,
+    /// The pass `detach` waits for has been started.
     pub(crate) detach_pages: Option<u64>,
 }
 
@@ -111,13 +112,15 @@ pub(crate) struct Volume {
     pub(crate) disk: Option<Disk>,
     pub(crate) attaching: Option<Box<Attaching>>,
     pub(crate) resizing: Option<Box<Resizing>>,
-    pub(crate) remembered: Option<RememberedDisks>,
     /// When to look whether the disk keeps its `disk-timeout`.
     pub(crate) disk_timer: Option<Time>,
     /// When an operation of the devices ended last.
     pub(crate) io_ended_at: Time,
+    pub(crate) remembered: Option<RememberedDisks>,
     pub(crate) exposed: GenerationId,
     pub(crate) peer_generations: Option<PeerGenerations>,
+    /// A decision about the data that handlers are told of, before it counts.
+    pub(crate) pondering: Option<Box<Pondering>>,
     /// What the last comparison found out about the own identifiers; taken over when this node becomes SyncSource.
     pub(crate) correction: Option<GenerationSet>,
     /// Set bits as told in the last P_UUIDS sent (policies decide by it).
@@ -188,11 +191,12 @@ impl Volume {
             disk: None,
             attaching: None,
             resizing: None,
+            disk_timer: None,
+            io_ended_at: Time(0),
             remembered: None,
             exposed: GenerationId::NONE,
             peer_generations: None,
-            disk_timer: None,
-            io_ended_at: Time(0),
+            pondering: None,
             correction: None,
             told_bits: 0,
             peer_size: Sector(0),

@@ -10,9 +10,22 @@ use crate::state::{StateRequest, Suspension, VolumeState, contact_to_peers_data_
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum After {
     /// Of a volume.
-    Volume { index: usize, old: VolumeState, new: VolumeState },
+    Volume { index: usize, old: VolumeState, new: VolumeState, step: Step },
     /// Of the connection.
     Connection { old: ConnectionState, new: ConnectionState },
+}
+
+/// How far the consequences of a change are drawn. A handler that is waited for ends each step but the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Step {
+    /// Not at all.
+    Begin,
+    /// Those who care for a Primary without good data know.
+    NoDataTold,
+    /// All that comes before the disk goes.
+    Changed,
+    /// Those who care for the failure of a disk know.
+    FailureTold,
 }
 
 const fn lacks_data(state: VolumeState) -> bool {
@@ -25,17 +38,46 @@ impl Engine {
     /// Draws the consequences of all changes, in their order. Returns whether there were any.
     pub(crate) fn run_after(&mut self) -> bool {
         let mut progress = false;
-        while let Some(after) = self.after.pop_front() {
+        while !self.after_waits
+            && let Some(after) = self.after.pop_front()
+        {
             progress = true;
             match after {
-                After::Volume { index, old, new } => self.after_volume(index, old, new),
+                After::Volume { index, old, new, step } => {
+                    if let Some(step) = self.after_volume(index, old, new, step) {
+                        self.after.push_front(After::Volume { index, old, new, step });
+                    }
+                }
                 After::Connection { old, new } => self.after_connection(old, new),
             }
         }
         progress
     }
 
-    fn after_volume(&mut self, index: usize, old: VolumeState, new: VolumeState) {
+    /// Returns where to go on once the handler that was started has ended.
+    fn after_volume(&mut self, index: usize, old: VolumeState, new: VolumeState, step: Step) -> Option<Step> {
+        if step == Step::Begin {
+            self.both_became_good(index, old, new);
+            if lacks_data(new) && !lacks_data(old) {
+                self.run_handler_and_wait(Handler::PriOnInconDegr, index);
+                return Some(Step::NoDataTold);
+            }
+        }
+        if step <= Step::NoDataTold {
+            self.after_volume_change(index, old, new);
+        }
+        let failed = old.disk != DiskState::Failed && new.disk == DiskState::Failed;
+        if step <= Step::Changed && failed && self.has_local_io_error_handler(index) {
+            // Called before the peer is told, so that it may reset this node (states spec 13.4).
+            self.run_handler_and_wait(Handler::LocalIoError, index);
+            return Some(Step::FailureTold);
+        }
+        self.disk_goes(index, old, new);
+        self.resync_ends(index, old, new);
+        None
+    }
+
+    fn both_became_good(&mut self, index: usize, old: VolumeState, new: VolumeState) {
         let both_good =
             |state: VolumeState| state.disk == DiskState::UpToDate && state.peer_disk == DiskState::UpToDate;
         if !both_good(old) && both_good(new) {
@@ -44,9 +86,9 @@ impl Engine {
                 peer.flags &= !crate::volume::uuid_flag::CRASHED_PRIMARY;
             }
         }
-        if lacks_data(new) && !lacks_data(old) {
-            self.run_handler(Handler::PriOnInconDegr, Some(index));
-        }
+    }
+
+    fn after_volume_change(&mut self, index: usize, old: VolumeState, new: VolumeState) {
         self.thaw_after(old, new);
         self.resync_source_starts(index, old, new);
         // A peer that was attaching when it connected waits for this just as well.
@@ -62,8 +104,12 @@ impl Engine {
         self.peer_data_lost(index, old, new);
         self.demoted(index, old, new);
         self.tell_peer_of_change(index, old, new);
-        self.disk_goes(index, old, new);
-        self.resync_ends(index, old, new);
+    }
+
+    fn has_local_io_error_handler(&self, index: usize) -> bool {
+        let volume = &self.volumes[index];
+        let policy = volume.disk.as_ref().map(|disk| disk.options.on_io_error);
+        volume.flags.was_io_error && policy == Some(crate::interface::OnIoError::CallLocalIoError)
     }
 
     /// A5 and A6: data are accessible again, or the peer is back (states spec 5.1).
@@ -199,11 +245,6 @@ impl Engine {
     fn disk_goes(&mut self, index: usize, old: VolumeState, new: VolumeState) {
         let connected = new.connection >= ConnectionState::Connected;
         if old.disk != DiskState::Failed && new.disk == DiskState::Failed {
-            let flags = self.volumes[index].flags;
-            let policy = self.volumes[index].disk.as_ref().map(|disk| disk.options.on_io_error);
-            if flags.was_io_error && policy == Some(crate::interface::OnIoError::CallLocalIoError) {
-                self.run_handler(Handler::LocalIoError, Some(index));
-            }
             if connected {
                 self.send_state_word(index, new);
             }

@@ -4,6 +4,7 @@ mod after;
 mod cluster_wide;
 
 pub(crate) use after::After;
+use after::Step;
 pub(crate) use cluster_wide::DeviceRequest;
 
 use udrbd_metadata::Flags;
@@ -133,7 +134,7 @@ impl Engine {
             self.tell_device(index);
         }
         self.state_changed();
-        self.after.push_back(After::Volume { index, old, new });
+        self.after.push_back(After::Volume { index, old, new, step: Step::Begin });
     }
 
     fn connection_effects(&mut self, index: usize, old: VolumeState, new: VolumeState) {

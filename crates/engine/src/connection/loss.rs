@@ -29,6 +29,8 @@ impl Engine {
             return false;
         }
         match self.connection.losing {
+            // A receiver that waits for a handler notices nothing else, except that the administrator wants it gone.
+            None if self.is_pondering() && self.connection.state != Disconnecting => false,
             None => {
                 self.begin_loss();
                 true
@@ -69,6 +71,7 @@ impl Engine {
         for index in 0..self.volumes.len() {
             let volume = &mut self.volumes[index];
             volume.peer_generations = None;
+            volume.pondering = None;
             volume.exchange = Default::default();
             volume.stop_resync();
             volume.resync.start = None;

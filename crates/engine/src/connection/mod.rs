@@ -15,6 +15,7 @@ use udrbd_wire as wire;
 
 pub(crate) use establish::Establish;
 pub(crate) use loss::Losing;
+pub(crate) use state::Pondering;
 
 use crate::interface::{Buffer, NetOptions, SocketId, SocketRole, Time};
 use crate::peer::PeerEpoch;

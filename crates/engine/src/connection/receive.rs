@@ -104,6 +104,11 @@ impl Engine {
     fn process(&mut self, inbound: Inbound) {
         let name = inbound.packet.command(self.connection.dialect).log_name();
         let verdict = self.dispatch(inbound);
+        self.obey(verdict, name);
+    }
+
+    /// Does with the connection what a packet of this name was found to deserve.
+    pub(crate) fn obey(&mut self, verdict: Verdict, name: &str) {
         match verdict {
             Verdict::Good => {}
             Verdict::Reconnect => {

@@ -9,7 +9,8 @@ use crate::generation::{
     GenerationSet, HandshakeFacts, HandshakeOutcome, PeerFlags, PeerGeneration, ResyncPolicies, Step,
     handshake, handshake_after_demotion,
 };
-use crate::interface::Level;
+use crate::handlers::Reason;
+use crate::interface::{HandlerId, Level};
 use crate::state::{Enforcement, StateRequest, VolumeState, resync_should_be_considered};
 use crate::volume::uuid_flag;
 
@@ -17,6 +18,22 @@ use crate::volume::uuid_flag;
 enum Handshaken {
     Connection(ConnectionState),
     Refused,
+    /// A handler has to end first.
+    Later,
+}
+
+/// A decision about the data, of which handlers are told one after the other (states spec 10.2 and 20.2). Nothing else of
+/// the peer is received meanwhile.
+#[derive(Debug)]
+pub(crate) struct Pondering {
+    /// By what it was made.
+    facts: HandshakeFacts,
+    /// The peer's state that led to it.
+    received: VolumeState,
+    /// How many of its steps are taken.
+    taken: usize,
+    /// The handler that runs.
+    handler: Option<HandlerId>,
 }
 
 impl Engine {
@@ -53,7 +70,8 @@ impl Engine {
             return Verdict::Reconnect;
         }
         if !unknown && resync_should_be_considered(old, received, self.volumes[index].flags.consider_resync) {
-            match self.decide_resync(index, received.role, peer_disk) {
+            match self.decide_resync(index, received, peer_disk) {
+                Handshaken::Later => return Verdict::Good,
                 Handshaken::Connection(decided) => connection = decided,
                 Handshaken::Refused if old.disk == DiskState::Negotiating => {
                     connection = C::Connected;
@@ -199,16 +217,33 @@ impl Engine {
     }
 
     /// Who has the better data (states spec 10).
-    fn decide_resync(&mut self, index: usize, peer_role: Role, peer_disk: DiskState) -> Handshaken {
-        let Some(facts) = self.handshake_facts(index, peer_role, peer_disk) else {
+    fn decide_resync(&mut self, index: usize, received: VolumeState, peer_disk: DiskState) -> Handshaken {
+        let Some(facts) = self.handshake_facts(index, received.role, peer_disk) else {
             return Handshaken::Refused;
         };
+        // Writes go on while a handler runs; everything else that has changed meanwhile makes another decision.
+        let before = self.volumes[index].pondering.take();
+        let same = |before: &Pondering| {
+            before.facts == HandshakeFacts { own_set_bits: before.facts.own_set_bits, ..facts }
+        };
+        let before = before.filter(|before| same(before));
+        let facts = before.as_ref().map_or(facts, |before| before.facts);
+        let taken = before.map_or(0, |before| before.taken);
+        let mut pondering = Pondering { facts, received, taken, handler: None };
         let mut decision = handshake(&facts);
-        self.take_steps(index, std::mem::take(&mut decision.steps));
+        let first = std::mem::take(&mut decision.steps);
+        if !self.take_steps(index, &first, 0, &mut pondering) {
+            self.volumes[index].pondering = Some(Box::new(pondering));
+            return Handshaken::Later;
+        }
         if decision.outcome == HandshakeOutcome::TryDemotion {
             let demoted = self.change_state(index, StateRequest::role(Role::Secondary)).is_success();
             decision = handshake_after_demotion(&facts, demoted);
-            self.take_steps(index, std::mem::take(&mut decision.steps));
+            let steps = std::mem::take(&mut decision.steps);
+            if !self.take_steps(index, &steps, first.len(), &mut pondering) {
+                self.volumes[index].pondering = Some(Box::new(pondering));
+                return Handshaken::Later;
+            }
         }
         // A correction of the own identifiers is only made when the resync it leads to begins: before, a lost link
         // would leave two nodes with equal identifiers and different data.
@@ -221,6 +256,10 @@ impl Engine {
             peer.history = set.history;
         }
         let Some(connection) = decision.outcome.connection() else { return Handshaken::Refused };
+        if self.connection.state <= ConnectionState::TearDown {
+            // The connection went while a handler ran.
+            return Handshaken::Later;
+        }
         if decision.outcome.is_full() {
             self.begin_full_sync(index);
         }
@@ -255,12 +294,51 @@ impl Engine {
         })
     }
 
-    fn take_steps(&mut self, index: usize, steps: Vec<Step>) {
-        for step in steps {
+    /// Takes the steps of a decision that are still to be taken; `before` of it came before these. False where a handler
+    /// has to end first.
+    fn take_steps(&mut self, index: usize, steps: &[Step], before: usize, pondering: &mut Pondering) -> bool {
+        for step in steps.iter().skip(pondering.taken.saturating_sub(before)) {
+            pondering.taken += 1;
             match step {
-                Step::Log(level, text) => self.say(level, Some(index), text),
-                Step::Handler(handler) => self.run_handler(handler, Some(index)),
+                Step::Log(level, text) => self.say(*level, Some(index), text.clone()),
+                Step::Handler(handler) => {
+                    let reason = Reason::Handshake { index };
+                    pondering.handler = Some(self.run_handler_for(*handler, Some(index), reason));
+                    return false;
+                }
             }
         }
+        true
+    }
+
+    /// Whether a decision waits for a handler.
+    pub(crate) fn is_pondering(&self) -> bool {
+        self.volumes.iter().any(|volume| !volume.removed && volume.pondering.is_some())
+    }
+
+    /// A handler that was told of a decision has ended: the decision goes on. Where it is a refusal, that holds even if the
+    /// connection has been lost meanwhile (states spec 7.5).
+    pub(crate) fn handshake_handler_done(&mut self, index: usize, handler: HandlerId) {
+        let pondering = self.volumes[index].pondering.as_mut();
+        let Some(pondering) = pondering.filter(|pondering| pondering.handler == Some(handler)) else {
+            return;
+        };
+        pondering.handler = None;
+        let received = pondering.received;
+        let lost = self.connection.state <= ConnectionState::TearDown;
+        let verdict = if lost {
+            let peer_disk = pondering.facts.peer_disk;
+            match self.decide_resync(index, received, peer_disk) {
+                Handshaken::Refused if !self.connection.peer_dry_run => Verdict::StandAlone,
+                _ => Verdict::Good,
+            }
+        } else {
+            self.state_received(index, received)
+        };
+        if self.volumes[index].pondering.as_ref().is_some_and(|pondering| pondering.handler.is_none()) {
+            self.volumes[index].pondering = None;
+        }
+        self.obey(verdict, "ReportState");
+        self.attention = true;
     }
 }

@@ -82,6 +82,10 @@ impl Engine {
     /// Ends what is in flight on a disk that is not waited for, after the peer has been told that it failed. Returns
     /// whether something happened.
     pub(crate) fn run_abandon(&mut self, index: usize) -> bool {
+        if self.after_waits {
+            // A handler may reset this node before anybody learns of the failure.
+            return false;
+        }
         let volume = &mut self.volumes[index];
         let asked = volume.state.disk == DiskState::Failed && std::mem::take(&mut volume.flags.force_detach);
         if let Some(disk) = &mut volume.disk {

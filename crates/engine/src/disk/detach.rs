@@ -11,7 +11,8 @@ impl Engine {
     /// Lets go of a failed disk once nothing of it is in flight and the bitmap is written. Returns whether something
     /// happened.
     pub(crate) fn run_detach(&mut self, index: usize) -> bool {
-        if self.volumes[index].state.disk != DiskState::Failed {
+        // A handler that may reset this node comes first (states spec 13.4).
+        if self.volumes[index].state.disk != DiskState::Failed || self.after_waits {
             return false;
         }
         if self.volumes[index].attaching.is_some() {

@@ -68,7 +68,7 @@ impl PeerRequest {
 impl Engine {
     /// Whether a packet of the data socket may be processed now; all behind it wait as well.
     pub(crate) fn may_receive(&self, inbound: &Inbound) -> bool {
-        if self.connection.flushes > 0 || self.epoch_is_draining() {
+        if self.connection.flushes > 0 || self.epoch_is_draining() || self.is_pondering() {
             return false;
         }
         let Some(index) = self.volume_index(inbound.volume) else { return true };

@@ -54,12 +54,18 @@ impl Engine {
             && volume.quiesce == 0
             && volume.current_due.is_none()
             && !self.connection.lost_log_pending
+            && !self.peer_must_hear_first()
             && self.state_is_stable(index)
             && volume.admitted <= limit
             && (self.connection.is_established() || !volume.has_peer_writes())
             && !volume.exchange.demands_silence()
             && self.is_indicated(index)
             && volume.disk.as_ref().is_none_or(|disk| !disk.bitmap_io.demands_silence())
+    }
+
+    /// A handler has to end before the peer learns of a change: no write may come there before that.
+    pub(crate) fn peer_must_hear_first(&self) -> bool {
+        self.after_waits && self.connection.is_established()
     }
 
     /// The superblock has to say that this node is Primary before its first write: only then the activity log counts after a

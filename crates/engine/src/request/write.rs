@@ -60,7 +60,7 @@ impl Engine {
         }
         // What waited for the activity log while the peer was lost must not complete before the new generation is on disk
         // (io spec I13).
-        if self.suspension.any() || self.volumes[index].current_due.is_some() {
+        if self.suspension.any() || self.volumes[index].current_due.is_some() || self.peer_must_hear_first() {
             self.release_extents(key);
             self.readmit(key);
             return;

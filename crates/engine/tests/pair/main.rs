@@ -4,6 +4,7 @@
 
 mod commands;
 mod faults;
+mod handlers;
 mod hanging;
 mod harness;
 mod hostile;
