@@ -88,12 +88,13 @@ impl Engine {
         }
         let volume = &mut self.volumes[index];
         let asked = volume.state.disk == DiskState::Failed && std::mem::take(&mut volume.flags.force_detach);
-        if let Some(disk) = &mut volume.disk {
-            if asked && disk.operations > 0 {
-                disk.abandoned = true;
-                // Should it answer after all, pages that were under way are written again.
-                disk.detach_pages = None;
-            }
+        if let Some(disk) = &mut volume.disk
+            && asked
+            && disk.operations > 0
+        {
+            disk.abandoned = true;
+            // Should it answer after all, pages that were under way are written again.
+            disk.detach_pages = None;
         }
         if !asked && !volume.disk.as_ref().is_some_and(|disk| disk.abandoned) {
             return false;

@@ -1,8 +1,6 @@
 //! Disks that never answer, and how everybody goes on without them.
 
-use udrbd_engine::interface::{
-    ClientError, Command, DiskOptions, Duration, Handler, NetOptions, OnIoError, Operation,
-};
+use udrbd_engine::interface::{ClientError, Command, DiskOptions, Duration, Handler, OnIoError, Operation};
 use udrbd_units::{ConnectionState, DiskState, Role};
 
 use crate::harness::{Pair, VOLUME};
@@ -320,7 +318,7 @@ fn a_resync_whose_target_hangs_ends_when_it_is_let_go() {
     pair.write(0, 0, 1, 1 << 20).unwrap();
     hang(&mut pair, 1);
     pair.nodes[1].stuck_metadata = false;
-    pair.command(1, Command::Connect(Box::new(NetOptions::default()))).unwrap();
+    pair.command(1, Command::Connect(Box::default())).unwrap();
     pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::SyncTarget);
     pair.pass(1);
     pair.command(1, FORCE).unwrap();

@@ -123,7 +123,8 @@ impl<T: Copy + Debug> Queue<T> {
             return Err(Errno::ENOSPC);
         }
         let slots = buffers.into_iter().zip(0..DEPTH);
-        let slots = slots.map(|(buffer, tag)| Slot { owner: Owner::Kernel, buffer, data: None, token: token(tag) });
+        let slots =
+            slots.map(|(buffer, tag)| Slot { owner: Owner::Kernel, buffer, data: None, token: token(tag) });
         let queue = Self {
             device: Arc::new(device),
             requests,
