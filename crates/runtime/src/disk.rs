@@ -188,6 +188,10 @@ impl Disk {
         if kind == StorageKind::RegularFile && !options.inspect_only {
             query::lock_whole_file(file.as_fd()).map_err(|errno| failed("lock", errno))?;
         }
+        if kind == StorageKind::BlockDevice && direct && !options.inspect_only {
+            // What was read through the page cache before makes every direct transfer look there first.
+            query::forget_cached(file.as_fd());
+        }
         let properties =
             query::properties(&file, kind, direct, identity).map_err(|errno| failed("query", errno))?;
         if kind == StorageKind::BlockDevice && !options.inspect_only {
@@ -365,8 +369,18 @@ fn open_file(path: &Path, kind: StorageKind, direct: bool, inspect: bool) -> Res
     let claim = if kind == StorageKind::BlockDevice && !inspect { libc::O_EXCL } else { 0 };
     let open = |flags: i32| {
         let mut options = OpenOptions::new();
-        options.read(true).write(!inspect).custom_flags(flags | claim | libc::O_NOCTTY);
-        options.open(path).map_err(|error| errno_of(&error))
+        let mut open = |flags| {
+            options.read(true).write(!inspect).custom_flags(flags | claim | libc::O_NOCTTY);
+            options.open(path).map_err(|error| errno_of(&error))
+        };
+        if kind != StorageKind::BlockDevice || inspect {
+            return open(flags);
+        }
+        // A read need not look whether the node's time of access is due. Only owners may ask for that.
+        match open(flags | libc::O_NOATIME) {
+            Err(Errno::EPERM) => open(flags),
+            result => result,
+        }
     };
     if !direct {
         return Ok((open(0)?, false));

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::uio::{pread, pwrite};
 use udrbd_units::{SECTOR_BYTES, Sector};
 
@@ -15,6 +16,11 @@ use crate::ring::StorageKind;
 
 /// "No limit but the number format": regular files have none of their own.
 const FILE_DISCARD_BYTES_MAX: u64 = 1 << 40;
+
+/// Drops what the page cache has of a device and is not dirty. Best effort: it is about speed only.
+pub(super) fn forget_cached(device: BorrowedFd<'_>) {
+    let _ = posix_fadvise(device, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+}
 
 pub(super) fn properties(
     file: &File,
