@@ -9,6 +9,14 @@
 //! more, [`BufferPool::release`] takes one away. The ring holds a reference of its own while the kernel works on a
 //! buffer, so that releasing early is harmless: the block becomes free when the last reference goes.
 //! A stale handle is caught by its generation number.
+//!
+//! Pages may be *lent* to a socket, which sends them without a copy ([`BufferPool::lend`]). Who lends sees to it that they
+//! are not changed before the peer has answered. Where that answer will never come because the connection is lost, the
+//! socket, or a peer on the same machine, may still have them when their owner is long done. So
+//! [`BufferPool::give_up_lent`] is called then: whatever was lent is never used again, and the buffers get other memory.
+
+#[allow(unsafe_code)]
+mod memory;
 
 use crate::Errno;
 
@@ -23,6 +31,8 @@ const NIL: u32 = u32::MAX;
 
 const _: () = assert!(BUFFER_BYTES_MIN << (ORDERS - 1) == BUFFER_BYTES_MAX);
 
+/// Blocks of 1 MiB in the largest pool.
+pub(crate) const CHUNKS_MAX: usize = PAGES_MAX / PAGES_PER_CHUNK;
 /// Pages a handle can tell apart: 1 GiB of buffers.
 const PAGES_MAX: usize = 1 << PAGE_BITS;
 const PAGE_BITS: u32 = 18;
@@ -142,12 +152,29 @@ struct Page {
     kernel_writes: u16,
     order: u8,
     state: PageState,
+    /// This page was lent to a socket.
+    lent: bool,
+    /// Of a block's first page: lent pages of this block are to be exchanged before it is used again.
+    given_up: bool,
+}
+
+/// A block of 1 MiB that a buffer lies in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chunk {
+    /// Its place in the pool.
+    pub(crate) number: usize,
+    /// Changes when some of its pages are exchanged for others.
+    pub(crate) version: u32,
+    /// Where it starts.
+    pub(crate) start: *mut u8,
 }
 
 /// The pool: see the module's text.
 pub struct BufferPool {
     memory: memory::Memory,
     pages: Vec<Page>,
+    /// By chunk: how often pages of it were exchanged.
+    versions: Vec<u32>,
     lock: bool,
     free: [u32; ORDERS],
     used_bytes: usize,
@@ -155,6 +182,12 @@ pub struct BufferPool {
     freed: u64,
     /// Chunks that are free as a whole.
     whole_chunks: usize,
+}
+
+impl std::fmt::Debug for BufferPool {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} bytes of buffers, {} in use", self.total_bytes(), self.used_bytes)
+    }
 }
 
 impl BufferPool {
@@ -167,6 +200,7 @@ impl BufferPool {
         let mut pool = Self {
             memory: memory::Memory::default(),
             pages: Vec::new(),
+            versions: Vec::new(),
             lock: options.lock,
             free: [NIL; ORDERS],
             used_bytes: 0,
@@ -198,8 +232,11 @@ impl BufferPool {
             kernel_writes: 0,
             order: 0,
             state: PageState::Inside,
+            lent: false,
+            given_up: false,
         };
         self.pages.resize(after * PAGES_PER_CHUNK, page);
+        self.versions.resize(after, 0);
         // The last chunk goes in first, so that allocation starts at the front of the mapping.
         for chunk in (before..after).rev() {
             self.push_free((chunk * PAGES_PER_CHUNK) as u32, ORDERS - 1);
@@ -261,9 +298,101 @@ impl BufferPool {
         assert!(page.kernel_reads == 0 && page.kernel_writes == 0, "the kernel's own reference is missing");
         page.generation = (page.generation + 1) & GENERATION_MASK;
         let order = usize::from(page.order);
+        if std::mem::take(&mut self.pages[buffer.page() as usize].given_up)
+            && !self.exchange_lent(buffer.page(), order)
+        {
+            // Lost, but nobody's data are mixed up.
+            return;
+        }
         self.used_bytes -= BUFFER_BYTES_MIN << order;
         self.freed += 1;
         self.merge_free(buffer.page(), order);
+    }
+
+    /// Notes that a socket sends from the pages of a part of a buffer. They must not change before the peer has answered;
+    /// if the connection ends first, call [`BufferPool::give_up_lent`] before anybody changes them.
+    pub fn lend(&mut self, slice: BufferSlice) {
+        let position = self.position(slice);
+        let end = position + slice.length as usize;
+        for page in position / BUFFER_BYTES_MIN..end.div_ceil(BUFFER_BYTES_MIN) {
+            self.pages[page].lent = true;
+        }
+    }
+
+    /// A connection to which pages were lent has ended: pages lent until now are not used again after this owner, and
+    /// their buffers get others. What is in them stays as it is until the buffer is released.
+    pub fn give_up_lent(&mut self) {
+        let mut index = 0;
+        while index < self.pages.len() {
+            let Page { order, state, .. } = self.pages[index];
+            let block = index..index + (1 << order);
+            if self.pages[block.clone()].iter().any(|page| page.lent) {
+                if state == PageState::Used {
+                    self.pages[index].given_up = true;
+                } else if !self.exchange_lent(index as u32, usize::from(order)) {
+                    self.unlink_free(index as u32, usize::from(order));
+                    self.pages[index].state = PageState::Used;
+                }
+            }
+            index = block.end;
+        }
+    }
+
+    /// Whether the memory of a buffer was given up: it may be looked at, but not be filled with anything new.
+    #[must_use]
+    pub fn is_given_up(&self, buffer: BufferHandle) -> bool {
+        self.page(buffer).given_up
+    }
+
+    /// Makes a buffer that was given up and has one owner fit to be filled again, with other memory in the place of what was
+    /// lent. False if the kernel does not: the buffer must be released.
+    pub fn renew(&mut self, buffer: BufferHandle) -> bool {
+        let Page { references, kernel_reads, kernel_writes, order, .. } = *self.page(buffer);
+        if references > 1 || kernel_reads > 0 || kernel_writes > 0 {
+            return false;
+        }
+        let renewed = self.exchange_lent(buffer.page(), usize::from(order));
+        self.page_mut(buffer).given_up = !renewed;
+        renewed
+    }
+
+    /// Gives whole pages of a buffer other memory, which is zero. False if the kernel does not: they must not be used.
+    ///
+    /// # Panics
+    /// If the part is not whole pages, or the kernel is working on the buffer.
+    pub fn exchange(&mut self, slice: BufferSlice) -> bool {
+        let page = self.page(slice.buffer);
+        assert!(page.kernel_writes == 0 && page.kernel_reads == 0, "{:?} is with the kernel", slice.buffer);
+        let position = self.position(slice);
+        let bytes = slice.length as usize;
+        assert!((position | bytes).is_multiple_of(BUFFER_BYTES_MIN), "{slice:?} is not whole pages");
+        self.exchange_memory(position, bytes)
+    }
+
+    fn exchange_memory(&mut self, position: usize, bytes: usize) -> bool {
+        let version = &mut self.versions[position / BUFFER_BYTES_MAX];
+        *version = version.wrapping_add(1);
+        self.memory.exchange(position, bytes)
+    }
+
+    /// The block of 1 MiB a buffer lies in.
+    pub(crate) fn chunk(&self, buffer: BufferHandle) -> Chunk {
+        let number = buffer.page() as usize / PAGES_PER_CHUNK;
+        let start = self.memory.pointer(number * BUFFER_BYTES_MAX, BUFFER_BYTES_MAX);
+        Chunk { number, version: self.versions[number], start }
+    }
+
+    /// Gives the lent pages of a block nobody uses other memory. False if the kernel does not.
+    fn exchange_lent(&mut self, index: u32, order: usize) -> bool {
+        for page in index as usize..index as usize + (1 << order) {
+            if self.pages[page].lent {
+                if !self.exchange_memory(page * BUFFER_BYTES_MIN, BUFFER_BYTES_MIN) {
+                    return false;
+                }
+                self.pages[page].lent = false;
+            }
+        }
+        true
     }
 
     /// The size of a buffer in bytes.
@@ -451,114 +580,6 @@ fn order_of(bytes: usize) -> usize {
     pages.next_power_of_two().trailing_zeros() as usize
 }
 
-/// The mapping itself. The pool's bookkeeping decides who may look at which part when.
-#[allow(unsafe_code)]
-mod memory {
-    use std::num::NonZeroUsize;
-    use std::ptr::NonNull;
-
-    use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
-
-    use super::BUFFER_BYTES_MAX;
-    use crate::Errno;
-
-    /// Mappings, seen as one row of chunks. A buffer never reaches from one chunk into the next.
-    #[derive(Default)]
-    pub(super) struct Memory {
-        mappings: Vec<Mapping>,
-        /// Where each chunk starts.
-        chunks: Vec<NonNull<u8>>,
-    }
-
-    impl Memory {
-        pub(super) fn map(&mut self, chunks: usize, lock: bool) -> Result<(), Errno> {
-            let mapping = Mapping::new(chunks * BUFFER_BYTES_MAX, lock)?;
-            for chunk in 0..chunks {
-                // SAFETY: the mapping has so many chunks.
-                self.chunks.push(unsafe { mapping.start.add(chunk * BUFFER_BYTES_MAX) });
-            }
-            self.mappings.push(mapping);
-            Ok(())
-        }
-
-        pub(super) fn pointer(&self, position: usize, length: usize) -> *mut u8 {
-            let (chunk, offset) = (position / BUFFER_BYTES_MAX, position % BUFFER_BYTES_MAX);
-            assert!(length <= BUFFER_BYTES_MAX - offset);
-            // SAFETY: the range was just checked to lie inside the chunk.
-            unsafe { self.chunks[chunk].as_ptr().add(offset) }
-        }
-
-        pub(super) fn bytes(&self, position: usize, length: usize) -> &[u8] {
-            let pointer = self.pointer(position, length);
-            // SAFETY: inside a mapping, which lives as long as `self`; anonymous memory is initialised to zero;
-            // the pool hands out shared bytes only while the kernel does not write to the buffer, and changes
-            // bytes only through `&mut self`.
-            unsafe { std::slice::from_raw_parts(pointer, length) }
-        }
-
-        pub(super) fn bytes_mut(&mut self, position: usize, length: usize) -> &mut [u8] {
-            let pointer = self.pointer(position, length);
-            // SAFETY: as in `bytes`; `&mut self` excludes every other borrow of the memory, and the pool has
-            // checked that the kernel does not work on the buffer.
-            unsafe { std::slice::from_raw_parts_mut(pointer, length) }
-        }
-
-        pub(super) fn copy(&mut self, from: usize, to: usize, length: usize) {
-            assert!(from + length <= to || to + length <= from, "source and target overlap");
-            let (source, target) = (self.pointer(from, length), self.pointer(to, length));
-            // In small pieces: the C library copies larger ones by a string instruction, which begins slowly, and which is
-            // thousands of instructions where they are counted or emulated.
-            for offset in (0..length).step_by(COPIED_AT_ONCE) {
-                let bytes = COPIED_AT_ONCE.min(length - offset);
-                // SAFETY: both ranges lie inside mappings and, positions being places in one row, do not overlap;
-                // `&mut self` excludes borrows, and the pool has checked that the kernel neither fills the source nor
-                // works on the target. `offset + bytes` is at most `length`.
-                unsafe { std::ptr::copy_nonoverlapping(source.add(offset), target.add(offset), bytes) }
-            }
-        }
-
-        pub(super) fn leak(self) {
-            std::mem::forget(self.mappings);
-        }
-    }
-
-    /// Bytes copied by one call.
-    const COPIED_AT_ONCE: usize = 1024;
-
-    struct Mapping {
-        start: NonNull<u8>,
-        bytes: usize,
-    }
-
-    impl Mapping {
-        fn new(bytes: usize, lock: bool) -> Result<Self, Errno> {
-            let length = NonZeroUsize::new(bytes).ok_or(Errno::EINVAL)?;
-            let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-            let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
-            // SAFETY: a new private anonymous mapping at an address of the kernel's choice overlaps nothing.
-            let start = unsafe { mmap_anonymous(None, length, protection, flags) }?;
-            // A forked handler must not share pages that the kernel is writing to.
-            // SAFETY: the range is exactly the mapping made above; the advice changes only what fork copies.
-            unsafe { madvise(start, bytes, MmapAdvise::MADV_DONTFORK) }?;
-            let mapping = Self { start: start.cast(), bytes };
-            if lock {
-                // SAFETY: the range is exactly the mapping made above.
-                unsafe { mlock(start, bytes) }?;
-            }
-            Ok(mapping)
-        }
-    }
-
-    impl Drop for Mapping {
-        fn drop(&mut self) {
-            // SAFETY: exactly the mapping made in `new`; no borrow of it can be alive, and the ring leaks the
-            // pool instead of dropping it while the kernel still holds a part.
-            let unmapped = unsafe { munmap(self.start.cast(), self.bytes) };
-            assert!(unmapped.is_ok(), "unmapping the buffer pool failed");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -662,6 +683,46 @@ mod tests {
         assert!(pool.allocate(1).is_none());
         pool.unpin(slice, KernelAccess::Reads);
         assert!(pool.allocate(1).is_some());
+    }
+
+    #[test]
+    fn lent_pages_that_are_given_up_are_never_used_again() {
+        // The daemon has its memory locked.
+        for lock in [false, true] {
+            lend_and_give_up(BufferPool::new(PoolOptions { bytes: 1 << 20, lock }).unwrap());
+        }
+    }
+
+    fn lend_and_give_up(mut pool: BufferPool) {
+        use std::os::fd::AsFd;
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let used = pool.allocate(8192).unwrap();
+        let (first, second) = (used.slice(0, 4096), used.slice(4096, 4096));
+        pool.bytes_mut(used.slice(0, 8192)).fill(1);
+        let free = pool.allocate(4096).unwrap();
+        pool.bytes_mut(free.slice(0, 4096)).fill(2);
+        for slice in [first, free.slice(0, 4096)] {
+            let pieces = [std::io::IoSlice::new(pool.bytes(slice))];
+            let flags = nix::fcntl::SpliceFFlags::empty();
+            assert_eq!(nix::fcntl::vmsplice(writer.as_fd(), &pieces, flags), Ok(4096));
+            pool.lend(slice);
+        }
+        pool.release(free);
+        pool.give_up_lent();
+        assert!(pool.is_given_up(used));
+        assert!(pool.bytes(first).iter().all(|&byte| byte == 1));
+        pool.release(used);
+        let again = pool.allocate(BUFFER_BYTES_MAX).unwrap();
+        assert!(!pool.is_given_up(again));
+        assert!(pool.bytes(again.slice(4096, 4096)).iter().all(|&byte| byte == 1), "was not lent");
+        pool.bytes_mut(again.slice(0, 65_536)).fill(9);
+        let mut sent = [0; 8192];
+        let mut got = 0;
+        while got < sent.len() {
+            got += nix::unistd::read(&reader, &mut sent[got..]).unwrap();
+        }
+        assert!(sent[..4096].iter().all(|&byte| byte == 1) && sent[4096..].iter().all(|&byte| byte == 2));
+        assert_eq!(second.offset, 4096);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //!
 //! Every socket result is an event, never an assertion.
 
+mod lending;
 mod listen;
 mod outgoing;
 
@@ -28,6 +29,10 @@ use outgoing::Outgoing;
 
 /// Bytes of the receive buffer unless asked otherwise; packets parsed in place must be smaller.
 pub const RECEIVE_BUFFER_BYTES: usize = 64 << 10;
+
+/// Receives between two reminders of [`Stream::delay_acknowledgements`]: few enough to be right again soon, and enough
+/// not to be felt.
+const RECEIVES_PER_REMINDER: u32 = 64;
 
 /// What a finished receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +79,13 @@ pub struct Stream<T: Copy + Debug> {
     end: u32,
     bulk: Option<Bulk>,
     receive: Option<OperationId>,
+    /// Bytes the receive under way asks for.
+    asked: u32,
+    /// The last receive took all there was.
+    drained: bool,
     bytes_received: u64,
+    /// Receives until the kernel is told again that acknowledgements may wait; `None` where they may not.
+    remind_in: Option<u32>,
 }
 
 impl<T: Copy + Debug> Stream<T> {
@@ -102,8 +113,33 @@ impl<T: Copy + Debug> Stream<T> {
             end: 0,
             bulk: None,
             receive: None,
+            asked: 0,
+            drained: false,
             bytes_received: 0,
+            remind_in: None,
         }))
+    }
+
+    /// Lets the kernel send the acknowledgements of what arrives by TCP together with others, or with data, as it does on
+    /// connections that talk in both directions. The two connections of a pair do not: each has data in one direction and
+    /// the answers on the other, and without this every packet would be acknowledged by itself as soon as it is read, a
+    /// packet more for each write on either node. As always with TCP two full segments are acknowledged at once, and
+    /// nothing waits for more than some ten milliseconds.
+    pub fn delay_acknowledgements(&mut self) {
+        self.remind_in = Some(0);
+    }
+
+    /// The kernel forgets about it whenever the connection was silent for a moment.
+    fn remind_of_acknowledgements(&mut self) {
+        match self.remind_in {
+            None => {}
+            Some(0) => {
+                // Best effort: what it saves is all that is lost.
+                let _ = listen::delay_acknowledgements(self.socket.as_fd());
+                self.remind_in = Some(RECEIVES_PER_REMINDER);
+            }
+            Some(left) => self.remind_in = Some(left - 1),
+        }
     }
 
     // Sending
@@ -121,7 +157,31 @@ impl<T: Copy + Debug> Stream<T> {
     /// Queues payload; the queue holds a reference of its own until the kernel has taken all of it.
     pub fn queue_payload(&mut self, ring: &mut Ring<T>, payload: BufferSlice) {
         ring.retain(payload.buffer);
-        self.outgoing.push_payload(payload);
+        self.outgoing.push_payload(payload, false);
+    }
+
+    /// As [`Stream::queue_payload`], of bytes that the caller does not change, nor let be changed, before the peer has
+    /// answered them or the stream has ended. With [`Stream::lend_held_payload`] they are sent without a copy.
+    pub fn queue_held_payload(&mut self, ring: &mut Ring<T>, payload: BufferSlice) {
+        ring.retain(payload.buffer);
+        self.outgoing.push_payload(payload, true);
+    }
+
+    /// Sends held payload without a copy from now on, where the kernel can: see [`crate::buffers`].
+    pub fn lend_held_payload(&mut self) {
+        self.outgoing.lend();
+    }
+
+    /// Nobody waits for answers of the peer any more: what is left to be sent is copied, and buffers that were lent get
+    /// other memory when they are released. [`Stream::close`] does it, too.
+    pub fn stop_lending(&mut self, ring: &mut Ring<T>) {
+        self.outgoing.stop_lending(ring);
+    }
+
+    /// Whether something is queued, and none of it is payload.
+    #[must_use]
+    pub fn has_headers_only(&self) -> bool {
+        self.outgoing.has_headers_only()
     }
 
     /// Bytes queued and not yet taken by the kernel.
@@ -220,7 +280,10 @@ impl<T: Copy + Debug> Stream<T> {
             return;
         }
         let (target, whole) = match self.bulk {
-            Some(Bulk { target, filled }) => (target.part(filled, target.length - filled), true),
+            Some(Bulk { target, filled }) => {
+                self.drained = false;
+                (target.part(filled, target.length - filled), true)
+            }
             None => {
                 self.make_room(ring);
                 let room = self.receive_capacity - self.end;
@@ -228,7 +291,9 @@ impl<T: Copy + Debug> Stream<T> {
                 (self.receive_buffer.slice(self.end, room), false)
             }
         };
-        self.receive = Some(ring.receive(&self.socket, target, whole, self.tokens.receive));
+        self.remind_of_acknowledgements();
+        self.asked = target.length;
+        self.receive = Some(ring.receive(&self.socket, target, (whole, self.drained), self.tokens.receive));
     }
 
     /// Whether a receive is under way. [`Stream::data`] may not be looked at then.
@@ -248,6 +313,7 @@ impl<T: Copy + Debug> Stream<T> {
             Err(errno) => return Received::Failed(errno),
         };
         self.bytes_received += u64::from(count);
+        self.drained = count < self.asked;
         let Some(bulk) = &mut self.bulk else {
             self.end += count;
             return Received::Data;

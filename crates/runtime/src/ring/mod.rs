@@ -15,6 +15,7 @@
 #[cfg_attr(not(feature = "ublk"), allow(dead_code, reason = "only block devices have such pages"))]
 mod pages;
 mod pending;
+mod table;
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -31,6 +32,7 @@ use pages::Pages;
 #[cfg(feature = "ublk")]
 pub(crate) use pending::RequestData;
 use pending::{Pending, Slots, Work, ZEROES_BYTES};
+use table::Table;
 
 /// An open file that operations in flight keep open. Dropping the last clone closes it.
 pub type Descriptor = Arc<OwnedFd>;
@@ -112,15 +114,23 @@ pub enum Readiness {
 pub struct Ring<T: Copy + Debug> {
     uring: IoUring,
     buffers: Option<BufferPool>,
-    /// `None` until the ring has a table of buffers.
+    /// `None` until a block device has room in the ring's table of buffers.
     pages: Option<Pages>,
+    table: Table,
     slots: Slots<T>,
     /// Entries that did not fit into the submission queue.
     backlog: VecDeque<squeue::Entry>,
     reaped: Vec<cqueue::Entry>,
     /// What was done without the ring since the last wait.
     done_inline: Vec<Completion<T>>,
+    /// The kernel can be told that a receive has to wait, so that it does not look first (Linux 5.19).
+    can_poll_first: bool,
+    /// Reads or writes of disks were queued since the kernel last took what is queued.
+    transfers_queued: bool,
 }
+
+/// `IORING_RECVSEND_POLL_FIRST`: wait for input before trying to take it.
+const RECEIVE_POLL_FIRST: u16 = 1;
 
 /// The name of operations done inline: there is nothing to cancel.
 const INLINE: OperationId = OperationId(u64::MAX);
@@ -138,14 +148,20 @@ impl<T: Copy + Debug> Ring<T> {
             // Waiting with a deadline (5.11) and completions that are never dropped (5.5) are relied upon.
             return Err(Errno::ENOSYS);
         }
+        // Single issuer is newer (6.0).
+        let can_poll_first = features.is_setup_single_issuer();
+        let table = Table::new(&uring);
         Ok(Self {
             uring,
+            table,
             buffers: Some(BufferPool::new(options.pool)?),
             pages: None,
             slots: Slots::default(),
             backlog: VecDeque::new(),
             reaped: Vec::with_capacity(options.completions as usize),
             done_inline: Vec::with_capacity(256),
+            can_poll_first,
+            transfers_queued: false,
         })
     }
 
@@ -204,6 +220,26 @@ impl<T: Copy + Debug> Ring<T> {
     /// Copies between two different buffers.
     pub fn copy(&mut self, from: BufferSlice, to: BufferSlice) {
         self.pool().copy(from, to);
+    }
+
+    /// See [`BufferPool::lend`].
+    pub fn lend(&mut self, slice: BufferSlice) {
+        self.pool().lend(slice);
+    }
+
+    /// See [`BufferPool::renew`].
+    pub fn renew(&mut self, buffer: BufferHandle) -> bool {
+        self.pool().renew(buffer)
+    }
+
+    /// See [`BufferPool::exchange`].
+    pub fn exchange(&mut self, slice: BufferSlice) -> bool {
+        self.pool().exchange(slice)
+    }
+
+    /// See [`BufferPool::give_up_lent`].
+    pub fn give_up_lent(&mut self) {
+        self.pool().give_up_lent();
     }
 
     /// Operations the kernel has not answered yet.
@@ -294,16 +330,17 @@ impl<T: Copy + Debug> Ring<T> {
         self.submit(file, token, Work::Zero { way, start: start.bytes(), bytes, done: 0 })
     }
 
-    /// Receives into a part of a buffer; with `whole`, waits until the part is full or the stream ends.
+    /// Receives into a part of a buffer; with `whole`, waits until the part is full or the stream ends. `empty`: nothing
+    /// is expected to be there yet.
     pub(crate) fn receive(
         &mut self,
         socket: &Descriptor,
         slice: BufferSlice,
-        whole: bool,
+        (whole, empty): (bool, bool),
         token: T,
     ) -> OperationId {
         self.pool().pin(slice, KernelAccess::Writes);
-        self.submit(socket, token, Work::Receive { slice, whole })
+        self.submit(socket, token, Work::Receive { slice, whole, empty })
     }
 
     /// Waits until a file is ready; completes once, with the events (`POLLIN` and its like) as the result.
@@ -326,11 +363,10 @@ impl<T: Copy + Debug> Ring<T> {
     /// the kernel has no such table.
     #[cfg(feature = "ublk")]
     pub(crate) fn reserve_pages(&mut self, count: u16) -> Option<u16> {
-        if self.pages.is_none() {
-            self.uring.submitter().register_buffers_sparse(u32::from(pages::ENTRIES)).ok()?;
-            self.pages = Some(Pages::default());
+        if !self.table.exists() {
+            return None;
         }
-        self.pages.as_mut()?.reserve(count)
+        self.pages.get_or_insert_default().reserve(count)
     }
 
     /// Gives back what [`Ring::reserve_pages`] gave.
@@ -402,6 +438,7 @@ impl<T: Copy + Debug> Ring<T> {
                 self.uring.submitter().submit_with_args(1, &arguments)
             }
         };
+        self.transfers_queued = false;
         match entered.map_err(errno_of) {
             // EBUSY and EAGAIN: the completion queue is full or memory is short; reaping helps.
             Ok(_) | Err(Errno::ETIME | Errno::EINTR | Errno::EBUSY | Errno::EAGAIN) => {}
@@ -418,6 +455,12 @@ impl<T: Copy + Debug> Ring<T> {
         let any = !self.done_inline.is_empty();
         completions.append(&mut self.done_inline);
         any
+    }
+
+    /// Whether reads or writes of disks wait for the next [`Ring::wait`] to begin.
+    #[must_use]
+    pub const fn has_queued_transfers(&self) -> bool {
+        self.transfers_queued
     }
 
     /// Hands queued submissions to the kernel without waiting. [`Ring::wait`] does it too; this is for work that
@@ -469,11 +512,12 @@ impl<T: Copy + Debug> Ring<T> {
 
     /// Queues the next system call of an operation.
     fn start(&mut self, id: u64) {
-        let Some(Pending { file: Some(file), work, .. }) = self.slots.get(id) else {
+        let Some(&Pending { file: Some(ref file), work, .. }) = self.slots.get(id) else {
             unreachable!("started operations have a slot and a file")
         };
         let fd = types::Fd(file.as_raw_fd());
-        let entry = match *work {
+        self.transfers_queued |= matches!(work, Work::Read { .. } | Work::Write { .. });
+        let entry = match work {
             Work::Write { flush_first: true, .. } | Work::Sync => {
                 opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
             }
@@ -487,24 +531,37 @@ impl<T: Copy + Debug> Ring<T> {
             Work::Read { slice, start, done, pages: None } => {
                 let rest = slice.part(done, slice.length - done);
                 let pointer = self.buffers().pinned_pointer(rest);
-                opcode::Read::new(fd, pointer, rest.length).offset(start + u64::from(done)).build()
+                let offset = start + u64::from(done);
+                match self.table_entry(slice.buffer) {
+                    Some(entry) => {
+                        opcode::ReadFixed::new(fd, pointer, rest.length, entry).offset(offset).build()
+                    }
+                    None => opcode::Read::new(fd, pointer, rest.length).offset(offset).build(),
+                }
             }
             Work::Write { slice, start, done, forced, .. } => {
                 let rest = slice.part(done, slice.length - done);
                 let pointer = self.buffers().pinned_pointer(rest);
                 let flags = if forced { libc::RWF_DSYNC } else { 0 };
-                opcode::Write::new(fd, pointer, rest.length)
-                    .offset(start + u64::from(done))
-                    .rw_flags(flags)
-                    .build()
+                let offset = start + u64::from(done);
+                match self.table_entry(slice.buffer) {
+                    Some(entry) => opcode::WriteFixed::new(fd, pointer, rest.length, entry)
+                        .offset(offset)
+                        .rw_flags(flags)
+                        .build(),
+                    None => {
+                        opcode::Write::new(fd, pointer, rest.length).offset(offset).rw_flags(flags).build()
+                    }
+                }
             }
             Work::Zero { way, start, bytes, done } => {
                 pending::zero_entry(fd, way, start + done, bytes - done)
             }
-            Work::Receive { slice, whole } => {
+            Work::Receive { slice, whole, empty } => {
                 let pointer = self.buffers().pinned_pointer(slice);
                 let flags = if whole { libc::MSG_WAITALL } else { 0 };
-                opcode::Recv::new(fd, pointer, slice.length).flags(flags).build()
+                let how = if empty && self.can_poll_first { RECEIVE_POLL_FIRST } else { 0 };
+                opcode::Recv::new(fd, pointer, slice.length).flags(flags).ioprio(how).build()
             }
             Work::Nothing => opcode::Nop::new().build(),
             Work::Poll { events } => opcode::PollAdd::new(fd, events).build(),
@@ -523,6 +580,12 @@ impl<T: Copy + Debug> Ring<T> {
             Work::Cancel => unreachable!("a cancel is queued by itself"),
         };
         self.push(entry.user_data(id));
+    }
+
+    /// The entry of the kernel's table of buffers that a buffer lies in, if it does.
+    fn table_entry(&mut self, buffer: BufferHandle) -> Option<u16> {
+        let Some(pool) = &self.buffers else { unreachable!("only drop takes the pool away") };
+        self.table.entry(&self.uring, pool, buffer)
     }
 
     fn push(&mut self, entry: squeue::Entry) {

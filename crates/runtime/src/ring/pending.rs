@@ -110,6 +110,8 @@ pub(super) enum Work {
     Receive {
         slice: BufferSlice,
         whole: bool,
+        /// Nothing is expected to be there yet.
+        empty: bool,
     },
     Poll {
         events: u32,

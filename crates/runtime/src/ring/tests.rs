@@ -129,3 +129,25 @@ fn dropping_a_ring_with_operations_in_flight_is_harmless() {
     assert_eq!(Arc::strong_count(&reader), 1);
     assert_eq!(Arc::strong_count(&file), 1);
 }
+
+#[test]
+fn transfers_use_the_memory_a_buffer_has_now() {
+    let mut ring = ring();
+    let file = file(1 << 20);
+    let buffer = ring.allocate(8192).unwrap();
+    let (first, second) = (buffer.slice(0, 4096), buffer.slice(4096, 4096));
+    for round in 1..4 {
+        ring.bytes_mut(buffer.slice(0, 8192)).fill(round);
+        ring.write(&file, Sector(0), first, Durability::Cached, 1);
+        assert_eq!(run(&mut ring), [(1, Ok(4096))]);
+        ring.read(&file, Sector(0), second, 2);
+        assert_eq!(run(&mut ring), [(2, Ok(4096))]);
+        assert!(ring.bytes(second).iter().all(|&byte| byte == round));
+        // The kernel may know the old pages.
+        assert!(ring.exchange(buffer.slice(0, 8192)));
+        assert!(ring.bytes(first).iter().all(|&byte| byte == 0));
+        ring.read(&file, Sector(0), second, 3);
+        assert_eq!(run(&mut ring), [(3, Ok(4096))]);
+        assert!(ring.bytes(second).iter().all(|&byte| byte == round));
+    }
+}

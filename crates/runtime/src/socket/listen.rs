@@ -233,6 +233,24 @@ pub(super) fn shut_down(socket: BorrowedFd<'_>, how: Shutdown) -> Result<(), Err
     socket::shutdown(socket.as_raw_fd(), how)
 }
 
+/// Lets acknowledgements wait for others, or for data (`TCP_QUICKACK` 0).
+#[allow(unsafe_code)]
+pub(super) fn delay_acknowledgements(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    let at_once: libc::c_int = 0;
+    let bytes = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the kernel only reads so many bytes of a live local.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_QUICKACK,
+            std::ptr::from_ref(&at_once).cast(),
+            bytes,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
 /// Best effort: a socket that cannot linger closes in the usual way.
 pub(super) fn reset_on_close(socket: BorrowedFd<'_>) {
     let _ = socket::setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });

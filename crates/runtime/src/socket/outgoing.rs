@@ -7,28 +7,36 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::sys::socket::{MsgFlags, sendmsg};
 
+use super::lending::{self, Lane};
 use crate::Errno;
-use crate::buffers::BufferSlice;
+use crate::buffers::{BUFFER_BYTES_MIN, BufferSlice};
 use crate::ring::Ring;
 
 /// Pieces handed to the kernel in one call; half of what it takes at most (`UIO_MAXIOV`), to bound the stack.
 const PIECES_MAX: usize = 256;
+/// What most calls have: there is no need to clear a larger list for them.
+const PIECES_FEW: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
 enum Piece {
     /// So many bytes of `headers`, in order.
     Header(usize),
     Payload(BufferSlice),
+    /// Payload that nobody changes before the peer has answered.
+    Held(BufferSlice),
 }
 
 impl Piece {
     const fn length(self) -> usize {
         match self {
             Self::Header(length) => length,
-            Self::Payload(slice) => slice.length as usize,
+            Self::Payload(slice) | Self::Held(slice) => slice.length as usize,
         }
     }
 }
+
+/// Payload from so many bytes on is sent without a copy, where it may.
+const LENT_BYTES_MIN: u32 = BUFFER_BYTES_MIN as u32;
 
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
@@ -38,9 +46,18 @@ pub(super) struct Outgoing {
     pieces: VecDeque<Piece>,
     queued_bytes: u64,
     bytes_sent: u64,
+    /// The way for payload that is not copied.
+    lane: Option<Lane>,
 }
 
 impl Outgoing {
+    /// Sends held payload without a copy from now on, where that can be.
+    pub(super) fn lend(&mut self) {
+        if self.lane.is_none() {
+            self.lane = Lane::new();
+        }
+    }
+
     pub(super) fn push_header(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
         let before = self.headers.len();
         encode(&mut self.headers);
@@ -57,13 +74,19 @@ impl Outgoing {
         }
     }
 
-    pub(super) fn push_payload(&mut self, payload: BufferSlice) {
+    pub(super) fn push_payload(&mut self, payload: BufferSlice, held: bool) {
         self.queued_bytes += u64::from(payload.length);
-        self.pieces.push_back(Piece::Payload(payload));
+        let lent = held && self.lane.is_some() && payload.length >= LENT_BYTES_MIN;
+        self.pieces.push_back(if lent { Piece::Held(payload) } else { Piece::Payload(payload) });
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
+    }
+
+    /// Whether there is something, and none of it is payload.
+    pub(super) fn has_headers_only(&self) -> bool {
+        self.pieces.len() == 1 && matches!(self.pieces.front(), Some(Piece::Header(_)))
     }
 
     pub(super) const fn queued_bytes(&self) -> u64 {
@@ -81,7 +104,7 @@ impl Outgoing {
         socket: BorrowedFd<'_>,
     ) -> Result<(), Errno> {
         while !self.pieces.is_empty() {
-            let sent = match self.send_once(ring, socket) {
+            let sent = match self.send_some(ring, socket) {
                 Err(Errno::EINTR) => continue,
                 result => result?,
             };
@@ -90,8 +113,38 @@ impl Outgoing {
         Ok(())
     }
 
+    /// One call of the kernel's: with copies, or without.
+    fn send_some<T: Copy + Debug>(
+        &mut self,
+        ring: &mut Ring<T>,
+        socket: BorrowedFd<'_>,
+    ) -> Result<usize, Errno> {
+        if let Some(lane) = &mut self.lane {
+            let filled = lane.bytes() > 0
+                || (add_run(&self.pieces, &self.headers[self.headers_sent..], lane)
+                    && lane.fill(ring).is_ok());
+            if filled {
+                let more = lane.bytes() < self.queued_bytes as usize;
+                return lane.send(socket, more);
+            }
+        }
+        self.send_once(ring, socket)
+    }
+
     fn send_once<T: Copy + Debug>(&self, ring: &Ring<T>, socket: BorrowedFd<'_>) -> Result<usize, Errno> {
-        let mut gathered = [IoSlice::new(&[]); PIECES_MAX];
+        if self.pieces.len() <= PIECES_FEW {
+            self.send_pieces::<T, PIECES_FEW>(ring, socket)
+        } else {
+            self.send_pieces::<T, PIECES_MAX>(ring, socket)
+        }
+    }
+
+    fn send_pieces<T: Copy + Debug, const PIECES: usize>(
+        &self,
+        ring: &Ring<T>,
+        socket: BorrowedFd<'_>,
+    ) -> Result<usize, Errno> {
+        let mut gathered = [IoSlice::new(&[]); PIECES];
         let mut count = 0;
         let mut headers = &self.headers[self.headers_sent..];
         for (piece, place) in self.pieces.iter().zip(&mut gathered) {
@@ -101,7 +154,7 @@ impl Outgoing {
                     headers = rest;
                     header
                 }
-                Piece::Payload(slice) => ring.bytes(slice),
+                Piece::Payload(slice) | Piece::Held(slice) => ring.bytes(slice),
             });
             count += 1;
         }
@@ -123,7 +176,7 @@ impl Outgoing {
                 self.pieces.pop_front();
                 match whole {
                     Piece::Header(length) => self.headers_sent += length,
-                    Piece::Payload(slice) => ring.release(slice.buffer),
+                    Piece::Payload(slice) | Piece::Held(slice) => ring.release(slice.buffer),
                 }
                 continue;
             }
@@ -132,7 +185,7 @@ impl Outgoing {
                     *length -= taken;
                     self.headers_sent += taken;
                 }
-                Piece::Payload(slice) => {
+                Piece::Payload(slice) | Piece::Held(slice) => {
                     *slice = slice.part(taken as u32, slice.length - taken as u32);
                 }
             }
@@ -150,15 +203,64 @@ impl Outgoing {
         }
     }
 
+    /// Sends by copy from now on, and gives up what is lent: nobody waits for the peer's answers any more.
+    pub(super) fn stop_lending<T: Copy + Debug>(&mut self, ring: &mut Ring<T>) {
+        // What is in the pipe can only leave through it; nothing more will go in.
+        self.lane.take_if(|lane| lane.bytes() == 0);
+        ring.give_up_lent();
+        for piece in &mut self.pieces {
+            if let Piece::Held(slice) = *piece {
+                *piece = Piece::Payload(slice);
+            }
+        }
+    }
+
     /// Forgets everything queued.
     pub(super) fn clear<T: Copy + Debug>(&mut self, ring: &mut Ring<T>) {
         for piece in self.pieces.drain(..) {
-            if let Piece::Payload(slice) = piece {
+            if let Piece::Payload(slice) | Piece::Held(slice) = piece {
                 ring.release(slice.buffer);
             }
+        }
+        if self.lane.take().is_some() {
+            ring.give_up_lent();
         }
         self.headers.clear();
         self.headers_sent = 0;
         self.queued_bytes = 0;
     }
+}
+
+/// Adds the pieces at the front that can leave through a lane to it, up to the last held payload. False where there are
+/// none: the front has to be copied.
+fn add_run(pieces: &VecDeque<Piece>, mut headers: &[u8], lane: &mut Lane) -> bool {
+    let mut count = 0;
+    let mut pages = 0;
+    for (index, piece) in pieces.iter().take(lending::PIECES_MAX).enumerate() {
+        pages += match *piece {
+            Piece::Header(length) if length <= lending::HEADER_BYTES_MAX => 1,
+            Piece::Held(slice) => 1 + slice.length as usize / BUFFER_BYTES_MIN,
+            Piece::Header(_) | Piece::Payload(_) => break,
+        };
+        if pages > lane.pages() {
+            break;
+        }
+        if matches!(piece, Piece::Held(_)) {
+            count = index + 1;
+        }
+    }
+    for piece in pieces.iter().take(count) {
+        match *piece {
+            Piece::Header(length) => {
+                let (header, rest) = headers.split_at(length);
+                headers = rest;
+                if !lane.add_header(header) {
+                    lane.drop_added();
+                    return false;
+                }
+            }
+            Piece::Payload(slice) | Piece::Held(slice) => lane.add_payload(slice),
+        }
+    }
+    count > 0
 }

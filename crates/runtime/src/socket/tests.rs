@@ -259,3 +259,112 @@ fn an_aborted_stream_resets_the_peer() {
     // The shutdown may be seen before the reset.
     assert!(matches!(error, Ok(0)) || error.is_err(), "{error:?}");
 }
+
+fn lending_stream(ring: &mut Ring<Token>) -> (Stream<Token>, TcpStream) {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (socket, _) = listener.accept().unwrap();
+    let mut stream = Stream::new(ring, socket.into(), 4096, TOKENS).unwrap().unwrap();
+    stream.lend_held_payload();
+    (stream, peer)
+}
+
+#[test]
+fn held_payload_is_sent_without_a_copy_and_other_payload_is_copied() {
+    let mut ring = ring();
+    let (mut stream, mut peer) = lending_stream(&mut ring);
+    let all = |buffer: BufferHandle| buffer.slice(0, 4096);
+    let (held, other) = (ring.allocate(4096).unwrap(), ring.allocate(4096).unwrap());
+    for buffer in [held, other] {
+        ring.bytes_mut(all(buffer)).fill(1);
+    }
+    stream.queue_bytes(b"head");
+    stream.queue_held_payload(&mut ring, all(held));
+    stream.queue_payload(&mut ring, all(other));
+    stream.flush(&mut ring).unwrap();
+    assert_eq!((stream.queued_bytes(), stream.bytes_sent()), (0, 4 + 2 * 4096));
+    // What the owner of held payload must not do shows that it is the peer's as well.
+    for buffer in [held, other] {
+        ring.bytes_mut(all(buffer)).fill(2);
+    }
+    let mut got = [0; 4 + 2 * 4096];
+    peer.read_exact(&mut got).unwrap();
+    assert_eq!(&got[..4], b"head");
+    assert!(got[4..4100].iter().all(|&byte| byte == 2));
+    assert!(got[4100..].iter().all(|&byte| byte == 1));
+    stream.close(&mut ring);
+}
+
+#[test]
+fn what_a_lost_connection_has_of_lent_payload_does_not_change() {
+    for graceful in [true, false] {
+        let mut ring = ring();
+        let (mut stream, mut peer) = lending_stream(&mut ring);
+        let buffer = ring.allocate(131_072).unwrap();
+        let all = buffer.slice(0, 131_072);
+        ring.bytes_mut(all).copy_from_slice(&pattern(131_072));
+        stream.queue_bytes(b"head");
+        stream.queue_held_payload(&mut ring, all);
+        stream.flush(&mut ring).unwrap();
+        assert_eq!(stream.queued_bytes(), 0);
+        if graceful {
+            stream.stop_lending(&mut ring);
+        } else {
+            stream.close(&mut ring);
+        }
+        // Its owner may repeat it to another connection.
+        assert_eq!(ring.bytes(all), pattern(131_072));
+        ring.release(buffer);
+        while let Some(buffer) = ring.allocate(131_072) {
+            ring.bytes_mut(buffer.slice(0, 131_072)).fill(255);
+        }
+        let mut got = vec![0; 4 + 131_072];
+        peer.read_exact(&mut got).unwrap();
+        assert!(got[4..] == pattern(131_072));
+    }
+}
+
+#[test]
+fn lent_and_copied_payload_and_headers_of_any_size_keep_their_order() {
+    let mut ring = ring();
+    let (mut stream, mut peer) = lending_stream(&mut ring);
+    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::SndBuf, &32_768).unwrap();
+    let mut expected = Vec::new();
+    for round in 0..3000usize {
+        let header = pattern(round % 100 + if round % 97 == 0 { 5000 } else { 0 });
+        stream.queue_bytes(&header);
+        expected.extend_from_slice(&header);
+        let bytes = [4096, 512, 8192, 100_000, 4096][round % 5];
+        if round % 7 == 0 || round % 5 == 3 && round % 50 != 3 {
+            continue;
+        }
+        let offset = (round % 3) as u32 * 512;
+        let Some(buffer) = ring.allocate(bytes + 1024) else { break };
+        let slice = buffer.slice(offset, bytes as u32);
+        let payload: Vec<u8> = (0..bytes).map(|index| (index + round * 3) as u8).collect();
+        ring.bytes_mut(slice).copy_from_slice(&payload);
+        if round % 4 == 0 {
+            stream.queue_payload(&mut ring, slice);
+        } else {
+            stream.queue_held_payload(&mut ring, slice);
+        }
+        ring.release(buffer);
+        expected.extend_from_slice(&payload);
+    }
+    assert!(expected.len() > 2 << 20);
+    let reader = std::thread::spawn(move || {
+        let mut got = Vec::new();
+        peer.read_to_end(&mut got).unwrap();
+        got
+    });
+    stream.flush(&mut ring).unwrap();
+    while stream.queued_bytes() > 0 {
+        let completion = next(&mut ring);
+        stream.handle_writable(&mut ring, completion.result).unwrap();
+    }
+    assert_eq!(stream.bytes_sent(), expected.len() as u64);
+    stream.close_sending();
+    assert!(reader.join().unwrap() == expected);
+    stream.close(&mut ring);
+    assert_eq!(ring.buffers().used_bytes(), 0);
+}

@@ -71,6 +71,8 @@ struct Slot<T> {
     buffer: BufferHandle,
     /// Where the data of the answer are, with a reference, while a disk that was given up still has the slot's buffer.
     data: Option<BufferHandle>,
+    /// The last answer was in the buffer.
+    holds_answer: bool,
     token: T,
 }
 
@@ -123,8 +125,13 @@ impl<T: Copy + Debug> Queue<T> {
             return Err(Errno::ENOSPC);
         }
         let slots = buffers.into_iter().zip(0..DEPTH);
-        let slots =
-            slots.map(|(buffer, tag)| Slot { owner: Owner::Kernel, buffer, data: None, token: token(tag) });
+        let slots = slots.map(|(buffer, tag)| Slot {
+            owner: Owner::Kernel,
+            buffer,
+            data: None,
+            holds_answer: false,
+            token: token(tag),
+        });
         let queue = Self {
             device: Arc::new(device),
             requests,
@@ -191,7 +198,9 @@ impl<T: Copy + Debug> Queue<T> {
 
     /// Answers a request that is not served.
     fn refuse(&mut self, ring: &mut Ring<T>, tag: u16, errno: Errno) -> Fetched {
-        self.slots[usize::from(tag)].owner = Owner::Answered(-(errno as i32));
+        let slot = &mut self.slots[usize::from(tag)];
+        slot.owner = Owner::Answered(-(errno as i32));
+        slot.holds_answer = false;
         self.answered.push(tag);
         self.flush(ring);
         Fetched::Nothing
@@ -213,6 +222,7 @@ impl<T: Copy + Debug> Queue<T> {
             Ok(()) => bytes as i32,
             Err(errno) => -(errno as i32),
         });
+        slot.holds_answer = read;
         self.serving -= 1;
         self.answered.push(tag);
         if !read {
@@ -247,7 +257,10 @@ impl<T: Copy + Debug> Queue<T> {
             let tag = self.answered[index];
             let slot = &mut self.slots[usize::from(tag)];
             let Owner::Answered(result) = slot.owner else { unreachable!("only answered slots are here") };
-            if ring.buffers().references(slot.buffer) > 1 {
+            let shared = ring.buffers().references(slot.buffer) > 1;
+            // A socket that was lost may still send from it; a read's answer is in it, and does not change.
+            let given_up = !slot.holds_answer && ring.buffers().is_given_up(slot.buffer);
+            if shared || (given_up && !ring.renew(slot.buffer)) {
                 // A write's buffer may be with others, and the answer to a write is not in it; that of a read only with
                 // a disk that was given up.
                 let other = ring.allocate_leaving(REQUEST_BYTES as usize, self.others_mebibytes);
