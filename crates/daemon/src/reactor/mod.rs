@@ -164,7 +164,7 @@ impl Reactor {
         self.take_mail();
         let mut completions = Vec::with_capacity(4096);
         loop {
-            self.finish_turn();
+            self.finish_turn(&mut completions)?;
             if self.may_end() {
                 return Ok(());
             }
@@ -315,8 +315,9 @@ impl Reactor {
         }
     }
 
-    fn finish_turn(&mut self) {
+    fn finish_turn(&mut self, completions: &mut Vec<Completion<Tag>>) -> Result<(), Errno> {
         self.resume_clients();
+        let mut begun = false;
         loop {
             self.freed_at_retry = self.ring.buffers().freed();
             self.retry_waiting();
@@ -332,7 +333,12 @@ impl Reactor {
             if self.finish_inline() || told {
                 continue;
             }
-            if !self.flush_sockets() {
+            if !begun && self.ring.has_queued_transfers() && self.answers_are_queued() {
+                begun = true;
+                self.begin_transfers(completions)?;
+                continue;
+            }
+            if !self.flush_sockets(false) {
                 break;
             }
         }
@@ -344,6 +350,19 @@ impl Reactor {
             self.publish_now();
         }
         self.outbox.flush(self.now);
+        Ok(())
+    }
+
+    /// Lets the disks begin before answers leave: what a disk does at once is answered together with what was to be
+    /// answered anyway, a write with the barrier before it. That is a packet and two wake-ups less.
+    fn begin_transfers(&mut self, completions: &mut Vec<Completion<Tag>>) -> Result<(), Errno> {
+        // Payload has the longest way to go.
+        self.flush_sockets(true);
+        self.ring.wait(Some(Duration::ZERO), completions)?;
+        for completion in completions.drain(..) {
+            self.completed(completion);
+        }
+        Ok(())
     }
 
     /// Takes up what was done without the ring, so that its answers leave with everything else of this turn.

@@ -62,7 +62,11 @@ impl PeerSocket {
             let digest = digest.as_ref().map_or(&[][..], wire::DigestValue::as_bytes);
             packet.encode(header, dialect, volume, digest, payload_bytes);
         });
+        // The engine keeps the data of a write until the peer has answered, but with protocol A, where it asks when they
+        // were sent.
+        let held = matches!(packet, wire::Packet::Data(_)) && sent.is_none();
         match slice {
+            Some(slice) if held => self.stream.queue_held_payload(ring, slice),
             Some(slice) => self.stream.queue_payload(ring, slice),
             None if !bytes.is_empty() => self.stream.queue_bytes(&bytes),
             None => {}
@@ -159,6 +163,7 @@ impl Network {
             socket.stream.abort(ring);
             return;
         }
+        socket.stream.stop_lending(ring);
         match socket.stream.flush(ring) {
             Ok(()) if socket.stream.queued_bytes() > 0 => {
                 self.lingering.push((socket, now.after(LINGER)));
@@ -214,7 +219,12 @@ impl Reactor {
     fn add_socket(&mut self, id: SocketId, socket: OwnedFd) -> Result<(), Errno> {
         let tokens = StreamTokens { receive: Tag::PeerReceive(id), writable: Tag::PeerWritable(id) };
         let stream = Stream::new(&mut self.ring, socket, RECEIVE_BUFFER_BYTES, tokens)?;
-        let stream = stream.ok_or(Errno::ENOMEM)?;
+        let mut stream = stream.ok_or(Errno::ENOMEM)?;
+        // With buffers of a chosen size a sender may have room for one packet only, and wait.
+        if self.network.endpoint.is_some_and(|endpoint| endpoint.options == SocketOptions::default()) {
+            stream.delay_acknowledgements();
+        }
+        stream.lend_held_payload();
         self.network.sockets.push(PeerSocket { id, stream, body: Body::Head, sent: VecDeque::new() });
         Ok(())
     }
@@ -291,12 +301,22 @@ impl Reactor {
         told
     }
 
-    /// Sends what is queued, with one call per socket. Returns whether the engine was told of something.
-    pub(super) fn flush_sockets(&mut self) -> bool {
+    /// Whether answers are queued for the peer.
+    pub(super) fn answers_are_queued(&self) -> bool {
+        self.network.sockets.iter().any(|socket| socket.stream.has_headers_only())
+    }
+
+    /// Sends what is queued, with one call per socket; with `payload_only`, on sockets that have payload to send. Returns
+    /// whether the engine was told of something.
+    pub(super) fn flush_sockets(&mut self, payload_only: bool) -> bool {
         let mut told = false;
         let mut index = 0;
         while let Some(socket) = self.network.sockets.get_mut(index) {
             let id = socket.id;
+            if payload_only && socket.stream.has_headers_only() {
+                index += 1;
+                continue;
+            }
             match socket.stream.flush(&mut self.ring) {
                 Ok(()) => {
                     told |= self.tell_sent(id);
