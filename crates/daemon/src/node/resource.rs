@@ -64,6 +64,8 @@ pub(super) struct Resource {
     pub(super) told: Option<ResourceSnapshot>,
     /// Serialises commands, as DRBD's admin mutex does.
     pub(super) admin: Rc<Mutex<()>>,
+    /// Whose turn it is to run a handler.
+    pub(super) handlers: Rc<Mutex<()>>,
     pub(super) waiting: HashMap<CommandId, oneshot::Sender<CommandResult>>,
     pub(super) commands: u64,
     pub(super) publications: u64,
@@ -86,6 +88,7 @@ impl Resource {
             snapshot,
             told: None,
             admin: Rc::new(Mutex::new(())),
+            handlers: Rc::new(Mutex::new(())),
             waiting: HashMap::new(),
             commands: 0,
             publications: 0,
