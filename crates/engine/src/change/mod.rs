@@ -144,10 +144,7 @@ impl Engine {
         }
         let now = self.now;
         if old.connection == WFReportParams {
-            let handshakes = |state: VolumeState| state.connection == WFReportParams;
-            if !self.volume_states().any(handshakes) {
-                self.connection.state_sent = false;
-            }
+            self.look_whether_handshake_is_over();
         }
         if new.connection == WFReportParams {
             // The peer took its volume away, and may come with another.

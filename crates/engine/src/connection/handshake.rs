@@ -158,6 +158,7 @@ impl Engine {
         self.connection.last_received = self.now;
         self.send_protocol(false);
         self.connection.state_sent = true;
+        self.connection.peer_told_all = false;
         let discard = self.connection.options.as_ref().is_some_and(|options| options.discard_my_data);
         for index in 0..self.volumes.len() {
             if self.volumes[index].removed {
@@ -203,6 +204,30 @@ impl Engine {
         self.send_uuids(index, 0);
         let state = self.volumes[index].state;
         self.send_state_word(index, state);
+    }
+
+    /// The handshake is over when no volume waits for the peer any more. One that the peer does not have waits for nothing:
+    /// it goes on as if there were no connection, until the peer makes it. (In 8.4.11 it keeps the handshake open, and no
+    /// volume can be promoted, wire spec 18.16.)
+    pub(crate) fn look_whether_handshake_is_over(&mut self) {
+        if !self.connection.state_sent || self.connection.stage != Stage::Established {
+            return;
+        }
+        let waits = |index: &usize| {
+            let volume = &self.volumes[*index];
+            !volume.removed && volume.state.connection == ConnectionState::WFReportParams
+        };
+        let waiting: Vec<usize> = (0..self.volumes.len()).filter(waits).collect();
+        let missing = |index: &usize| self.connection.peer_told_all && !self.volumes[*index].peer_seen;
+        if !waiting.iter().all(missing) {
+            return;
+        }
+        self.connection.state_sent = false;
+        self.attention = true;
+        for index in waiting {
+            let text = "The peer does not have this volume: it is not replicated".to_owned();
+            self.say(Level::Warning, Some(index), text);
+        }
     }
 
     pub(crate) fn change_connection_quietly(&mut self, wanted: ConnectionState) {

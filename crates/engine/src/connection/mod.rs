@@ -81,6 +81,8 @@ pub(crate) struct Connection {
     pub(crate) deadline: Option<Time>,
     pub(crate) established_at: Time,
     pub(crate) state_sent: bool,
+    /// The peer has told of all volumes it had when it connected.
+    pub(crate) peer_told_all: bool,
     pub(crate) peer_dry_run: bool,
     pub(crate) disconnect_sent: bool,
     /// The peer has closed one socket; its answer to a disconnect may still come on the other, until then.
@@ -146,6 +148,7 @@ impl Connection {
             deadline: None,
             established_at: Time(0),
             state_sent: false,
+            peer_told_all: false,
             peer_dry_run: false,
             disconnect_sent: false,
             answer_until: None,

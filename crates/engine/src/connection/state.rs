@@ -40,7 +40,11 @@ impl Engine {
     /// P_STATE.
     pub(crate) fn state_received(&mut self, index: usize, received: VolumeState) -> Verdict {
         use ConnectionState as C;
-        self.volumes[index].peer_seen = true;
+        if std::mem::replace(&mut self.volumes[index].peer_seen, true) {
+            // It answers what this node has told of itself, so it has told of itself all that there is.
+            self.connection.peer_told_all = true;
+            self.look_whether_handshake_is_over();
+        }
         let mut peer_disk = self.real_peer_disk(index, received);
         let old = VolumeState { suspension: self.suspension, ..self.volumes[index].state };
         if old.connection <= C::TearDown {

@@ -61,6 +61,33 @@ fn fresh_nodes_connect_and_are_inconsistent() {
 }
 
 #[test]
+fn a_volume_that_only_one_node_has_is_in_nobodys_way() {
+    let mut pair = Pair::new();
+    let (volume, minor) = (udrbd_units::VolumeNumber(1), udrbd_units::Minor(1));
+    pair.command(0, Command::NewMinor { volume, minor }).unwrap();
+    pair.connect(&NetOptions::default());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
+    let promoted = pair.try_command(0, Command::Primary { volume: VOLUME, force: true });
+    assert_eq!(promoted, Some(Ok(())), "{}", pair.describe());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.nodes[0].says("The peer does not have this volume"));
+    let other = |pair: &Pair, node: usize| {
+        let volumes = pair.nodes[node].engine.as_ref().unwrap().status().volumes;
+        volumes.get(1).map(|volume| volume.connection)
+    };
+    assert_eq!(other(&pair, 0), Some(ConnectionState::WFReportParams));
+    // The peer gets it, too.
+    pair.command(1, Command::NewMinor { volume, minor }).unwrap();
+    pair.settle();
+    for node in 0..2 {
+        assert_eq!(other(&pair, node), Some(ConnectionState::Connected), "{}", pair.describe());
+    }
+    pair.write(0, 0, 1, 4096).unwrap();
+    demote(&mut pair, 0);
+    promote(&mut pair, 1, false);
+}
+
+#[test]
 fn a_forced_promotion_starts_the_full_sync() {
     let mut pair = synced();
     assert!(pair.nodes[1].says("Began resync as SyncTarget"));
