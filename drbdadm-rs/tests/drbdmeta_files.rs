@@ -127,19 +127,23 @@ fn metadata_do_not_grow_into_data() {
     assert_eq!(&data, b"data");
 }
 
-#[test]
-fn a_file_in_use_is_left_alone() {
-    let bench = Bench::new(64 * MIB);
-    bench.works(&["create-md"]);
-    let holder = bench.file();
-    let lock = libc::flock {
+/// A lock of all of a file for one writer.
+const fn whole_file() -> libc::flock {
+    libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,
         l_pid: 0,
-    };
-    fcntl(&holder, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+    }
+}
+
+#[test]
+fn a_file_in_use_is_left_alone() {
+    let bench = Bench::new(64 * MIB);
+    bench.works(&["create-md"]);
+    let holder = bench.file();
+    fcntl(&holder, FcntlArg::F_OFD_SETLK(&whole_file())).unwrap();
     let output = bench.run(&["apply-al"]);
     assert_eq!(output.status.code(), Some(20));
     let name = bench.device().display().to_string();
@@ -162,14 +166,7 @@ fn a_file_that_is_let_go_of_in_a_moment_is_waited_for() {
     let bench = Bench::new(64 * MIB);
     bench.works(&["create-md"]);
     let holder = bench.file();
-    let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    fcntl(&holder, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+    fcntl(&holder, FcntlArg::F_OFD_SETLK(&whole_file())).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(std::time::Duration::from_millis(300));
@@ -185,14 +182,7 @@ fn one_program_at_a_time_works_on_a_minor() {
     bench.works(&["create-md"]);
     let path = bench.folder.path().join("drbd-147-909");
     let holder = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    fcntl(&holder, FcntlArg::F_SETLK(&lock)).unwrap();
+    fcntl(&holder, FcntlArg::F_SETLK(&whole_file())).unwrap();
     let output = bench.run(&["get-gi"]);
     assert_eq!(output.status.code(), Some(20));
     let expected = format!("lock on {} currently held by pid:{}\n", path.display(), std::process::id());
