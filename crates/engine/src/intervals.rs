@@ -35,11 +35,21 @@ pub struct IntervalSet<K> {
     len: usize,
     /// State of the generator of weights.
     weights: u64,
+    /// The way to the node that is taken out; empty between calls, kept for its memory.
+    path: Vec<Step>,
+}
+
+/// A step of a way down the tree.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    parent: u32,
+    /// It leads to the left child.
+    left: bool,
 }
 
 impl<K> Default for IntervalSet<K> {
     fn default() -> Self {
-        Self { nodes: Vec::new(), root: NONE, free: NONE, len: 0, weights: 0 }
+        Self { nodes: Vec::new(), root: NONE, free: NONE, len: 0, weights: 0, path: Vec::new() }
     }
 }
 
@@ -70,19 +80,16 @@ impl<K: Copy + Ord> IntervalSet<K> {
             return false;
         }
         let node = self.take_node(range, key);
-        self.root = self.insert_below(self.root, node);
+        self.insert_node(node);
         self.len += 1;
         true
     }
 
     /// Takes a run out. Returns false, and changes nothing, if it is not there with this start and key.
     pub fn remove(&mut self, range: SectorRange, key: K) -> bool {
-        if self.find(range.start, key) == NONE {
-            return false;
-        }
-        self.root = self.remove_below(self.root, (range.start, key));
-        self.len -= 1;
-        true
+        let removed = self.remove_node((range.start, key));
+        self.len -= usize::from(removed);
+        removed
     }
 
     /// Takes out everything.
@@ -182,44 +189,63 @@ impl<K: Copy + Ord> IntervalSet<K> {
         node
     }
 
-    /// Puts `new` under `node` and returns the root of what results.
-    fn insert_below(&mut self, node: u32, new: u32) -> u32 {
-        if node == NONE {
-            return new;
+    /// Makes `child` the root, or the child of the parent that the last step of a way down led away from.
+    fn hang(&mut self, way: Option<Step>, child: u32) {
+        match way {
+            None => self.root = child,
+            Some(Step { parent, left: true }) => self.nodes[parent as usize].left = child,
+            Some(Step { parent, left: false }) => self.nodes[parent as usize].right = child,
         }
-        if self.node(new).weight > self.node(node).weight {
-            let (left, right) = self.split(node, self.position(new));
+    }
+
+    /// Puts `new` where its weight wants it, above all that is there already.
+    fn insert_node(&mut self, new: u32) {
+        let (position, Node { weight, end_max, .. }) = (self.position(new), *self.node(new));
+        let mut way = None;
+        let mut below = self.root;
+        while let Some(node) = self.nodes.get_mut(below as usize)
+            && node.weight >= weight
+        {
+            node.end_max = node.end_max.max(end_max);
+            let left = position < (node.range.start, node.key);
+            way = Some(Step { parent: below, left });
+            below = if left { node.left } else { node.right };
+        }
+        if below != NONE {
+            let (left, right) = self.split(below, position);
             self.nodes[new as usize].left = left;
             self.nodes[new as usize].right = right;
             self.update(new);
-            return new;
         }
-        if self.position(new) < self.position(node) {
-            self.nodes[node as usize].left = self.insert_below(self.node(node).left, new);
-        } else {
-            self.nodes[node as usize].right = self.insert_below(self.node(node).right, new);
-        }
-        self.update(node);
-        node
+        self.hang(way, new);
     }
 
-    /// Takes the node at `position`, which is there, from under `node` and returns the root of what results.
-    fn remove_below(&mut self, node: u32, position: (Sector, K)) -> u32 {
-        assert!(node != NONE);
-        let Node { left, right, .. } = *self.node(node);
-        match position.cmp(&self.position(node)) {
-            std::cmp::Ordering::Equal => {
-                self.nodes[node as usize].left = self.free;
-                self.free = node;
-                return self.join(left, right);
-            }
-            std::cmp::Ordering::Less => self.nodes[node as usize].left = self.remove_below(left, position),
-            std::cmp::Ordering::Greater => {
-                self.nodes[node as usize].right = self.remove_below(right, position);
+    /// Takes the node at `position` out. False: there is none.
+    fn remove_node(&mut self, position: (Sector, K)) -> bool {
+        self.path.clear();
+        let mut node = self.root;
+        let Node { left, right, .. } = loop {
+            let Some(found) = self.nodes.get(node as usize) else { return false };
+            let left = match position.cmp(&(found.range.start, found.key)) {
+                std::cmp::Ordering::Equal => break *found,
+                order => order == std::cmp::Ordering::Less,
+            };
+            self.path.push(Step { parent: node, left });
+            node = if left { found.left } else { found.right };
+        };
+        let joined = self.join(left, right);
+        self.hang(self.path.last().copied(), joined);
+        self.nodes[node as usize].left = self.free;
+        self.free = node;
+        while let Some(Step { parent, .. }) = self.path.pop() {
+            let before = self.end_max(parent);
+            self.update(parent);
+            if self.end_max(parent) == before {
+                // Nothing changes further up.
+                break;
             }
         }
-        self.update(node);
-        node
+        true
     }
 
     /// Parts what is below `node` into what is before `position` and what is behind it.
