@@ -37,6 +37,11 @@ impl Case {
     }
 }
 
+/// Whether this is the long run.
+pub fn is_long() -> bool {
+    std::env::var_os("UDRBD_TEST_LONG").is_some()
+}
+
 /// Runs the tests that the arguments choose, one after the other.
 pub fn main(cases: &[Case]) -> ExitCode {
     run_chosen(cases, 1)
@@ -52,7 +57,7 @@ pub fn main_together(cases: &[Case], most: usize) -> ExitCode {
 fn run_chosen(cases: &[Case], jobs: usize) -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
-    let long_run = std::env::var_os("UDRBD_TEST_LONG").is_some();
+    let long_run = is_long();
     let mut filters = Vec::new();
     let mut excluded = Vec::new();
     let mut words = arguments.iter();

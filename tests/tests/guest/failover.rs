@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use udrbd_tests::guest::Guest;
 use udrbd_tests::machine;
 use udrbd_tests::replica::Kind;
+use udrbd_tests::runner;
 
 use crate::duo::compare_files;
 use crate::power::{Node, boot};
@@ -46,7 +47,7 @@ impl Promises {
 /// all earlier rounds is there, the file system is clean, and after the resync both disks are equal.
 pub(crate) fn under_load() -> Result<()> {
     machine::ensure_packages(&["fio", "python3"])?;
-    let rounds = if std::env::var_os("UDRBD_TEST_LONG").is_some() { ROUNDS_LONG } else { ROUNDS };
+    let rounds = if runner::is_long() { ROUNDS_LONG } else { ROUNDS };
     let (mut primary, mut survivor, _cable) = boot(DISK_BYTES, Kind::Udrbd, Kind::Udrbd)?;
     for node in [&mut primary, &mut survivor] {
         node.side = node.side.clone().with_ublk();

@@ -10,6 +10,7 @@ mod link;
 mod load;
 mod metadata;
 mod packaging;
+mod policies;
 mod power;
 mod replication;
 mod tools;
@@ -31,6 +32,7 @@ const CASES: &[Case] = &[
     Case::new("a_verify_finds_what_was_planted_whoever_starts_it", upkeep::verify_finds_what_was_planted),
     Case::new("a_larger_configured_size_is_adopted_and_resynced", upkeep::size_grows),
     Case::new("a_failing_disk_of_the_secondary_costs_no_write", upkeep::failing_disk_under_load),
+    Case::new("split_brains_end_as_between_two_kernels", policies::split_brains_end_as_between_kernels),
     Case::new("kernel_pair_resyncs_after_a_cut_link", link::kernel_pair),
     Case::new("udrbd_resyncs_a_kernel_peer_after_a_cut_link", link::udrbd_primary),
     Case::new("kernel_resyncs_an_udrbd_peer_after_a_cut_link", link::kernel_primary),

@@ -102,6 +102,8 @@ fn delete(control: &UblkCtrl) -> Result<(), ControlError> {
 pub struct Control {
     control: UblkCtrl,
     device: UblkDev,
+    /// It was not there before this program.
+    added: bool,
 }
 
 impl Control {
@@ -128,7 +130,7 @@ impl Control {
         control.disown();
         let device = open(&control, |device| device.tgt.params = wire_parameters(parameters));
         match device {
-            Ok(device) => Ok(Self { control, device }),
+            Ok(device) => Ok(Self { control, device, added: true }),
             Err(error) => {
                 // The first error is the one to tell.
                 let _ = delete(&control);
@@ -163,7 +165,7 @@ impl Control {
         }
         check("take the disk over", control.start_user_recover())?;
         let device = open(&control, |_| {})?;
-        Ok(Self { control, device })
+        Ok(Self { control, device, added: false })
     }
 
     /// The disk's number: its name is `/dev/ublkbNUMBER`.
@@ -191,7 +193,18 @@ impl Control {
     pub fn start(&self) -> Result<(), ControlError> {
         // What libublk's own queues would tell.
         self.device.notify_buffer_registration_complete(false);
-        check("start the disk", self.control.start_dev(&self.device))
+        check("start the disk", self.control.start_dev(&self.device))?;
+        if self.added {
+            self.leave_scheduling_to_the_disk_below();
+        }
+        Ok(())
+    }
+
+    /// The kernel gives each disk of one queue a scheduler. DRBD's own device has none: requests are ordered once, above the
+    /// disk that is slow. A new disk gets none, either; who chooses one later keeps it, also over a restart of the server.
+    fn leave_scheduling_to_the_disk_below(&self) {
+        // Where it may not be written, requests cost a little more; nothing else.
+        let _ = std::fs::write(format!("/sys/block/ublkb{}/queue/scheduler", self.number()), "none");
     }
 
     /// Gives a started disk another size, also under those who have it open.
@@ -225,7 +238,7 @@ impl Control {
     /// # Errors
     /// What the kernel says.
     pub fn delete(self) -> Result<(), ControlError> {
-        let Self { control, device } = self;
+        let Self { control, device, .. } = self;
         drop(device);
         delete(&control)
     }

@@ -1,0 +1,207 @@
+//! What a split brain comes to under every policy: recorded between two kernels, played again with one of ours in either
+//! part. The records are those that judge the engine.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use udrbd_tests::replica::{Frontend, Replica, Status};
+use udrbd_tests::runner;
+
+use crate::duo::{Duo, Stage};
+use crate::replication::MIXED;
+
+/// The size of the recorded disks: their metadata lie where those of the records lay.
+const DISK_BYTES: u64 = 8 << 20;
+/// Where the bitmap of such a disk begins, in blocks of 4 KiB.
+const BITMAP_BLOCK: u64 = 2038;
+/// One record of so many is played in the usual run, with either part; in the long run all are.
+const USUAL_SHARE: usize = 10;
+/// What both nodes may take to come to rest.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A recorded split brain.
+struct Record {
+    value: Value,
+}
+
+impl Record {
+    fn id(&self) -> &str {
+        self.value["id"].as_str().unwrap_or_default()
+    }
+
+    /// What a side was, and became.
+    fn side(&self, when: &str, side: &str) -> &Value {
+        &self.value[when][side]
+    }
+
+    /// A handler that refuses, and somebody who has the device open, are the engine's to judge.
+    fn is_played(&self) -> bool {
+        ["a", "b"].iter().all(|side| {
+            let before = self.side("before", side);
+            before["handler_exit"].is_null() && before["held_open"].is_null()
+        })
+    }
+
+    fn is_random(&self, identifier: &str) -> bool {
+        self.value["random_uuids"].as_array().is_some_and(|list| list.iter().any(|one| one == identifier))
+    }
+
+    /// Only one side had a reason to leave: how the other one noticed was a matter of time.
+    fn one_left(&self) -> bool {
+        let ends = ["a", "b"].map(|side| self.side("final", side)["conn"].as_str().unwrap_or_default());
+        ends.contains(&"StandAlone") && ends.contains(&"WFConnection")
+    }
+}
+
+fn records() -> Result<Vec<Record>> {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/engine/tests/data/states/after-sb.jsonl");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let values: Result<Vec<Value>, _> = text.lines().map(serde_json::from_str).collect();
+    let records = values?.into_iter().map(|value| Record { value });
+    Ok(records.filter(Record::is_played).collect())
+}
+
+/// Every policy, or in the usual run some of them.
+pub(crate) fn split_brains_end_as_between_kernels() -> Result<()> {
+    let records = records()?;
+    ensure!(records.len() > 50, "only {} records", records.len());
+    let stage = Stage { disk_bytes: DISK_BYTES, frontend: Frontend::Nbd, ..Stage::default() };
+    for (part, kinds) in MIXED.into_iter().enumerate() {
+        Duo::play_at(stage, kinds, |duo| {
+            take_down(duo)?;
+            for (index, record) in records.iter().enumerate() {
+                if runner::is_long() || index % USUAL_SHARE == part * USUAL_SHARE / 2 {
+                    play(duo, record).with_context(|| format!("{} with {kinds:?}", record.id()))?;
+                }
+            }
+            // As the scenario found them.
+            duo.first.attach(&mut duo.guest)?;
+            duo.second.attach(&mut duo.guest)
+        })?;
+    }
+    Ok(())
+}
+
+fn take_down(duo: &mut Duo) -> Result<()> {
+    duo.first.down(&mut duo.guest)?;
+    duo.second.down(&mut duo.guest)
+}
+
+fn play(duo: &mut Duo, record: &Record) -> Result<()> {
+    let sides = [("a", duo.first.clone()), ("b", duo.second.clone())].map(|(name, mut side)| {
+        let options = record.value["net_options"][name].as_array().into_iter().flatten();
+        side.net = ["--protocol=C", "--ping-timeout=60", "--socket-check-timeout=2"]
+            .into_iter()
+            .chain(options.filter_map(Value::as_str))
+            .map(str::to_owned)
+            .collect();
+        (name, side)
+    });
+    for (name, side) in &sides {
+        let before = record.side("before", name);
+        write_metadata(duo, side, &before["metadata"])?;
+        side.attach(&mut duo.guest)?;
+        if before["role"] == "Primary" {
+            side.primary(&mut duo.guest, false)?;
+        }
+    }
+    let [one, two] = &sides;
+    let order = if record.value["connect_order"] == "ba" { [two, one] } else { [one, two] };
+    for (_, side) in order {
+        side.connect(&mut duo.guest)?;
+        std::thread::sleep(Duration::from_millis(350));
+    }
+    come_to_rest(duo, record, &sides)?;
+    for (_, side) in &sides {
+        side.down(&mut duo.guest)?;
+    }
+    for (name, side) in &sides {
+        let line = duo.guest.sh(&side.meta("get-gi"))?;
+        check_identifiers(record, &record.side("final", name)["metadata_after_down"], line.trim())
+            .with_context(|| format!("the metadata of {name}"))?;
+    }
+    Ok(())
+}
+
+/// Identifiers, flags and bits, as they were when the nodes met.
+fn write_metadata(duo: &mut Duo, side: &Replica, metadata: &Value) -> Result<()> {
+    let identifiers: Vec<_> =
+        metadata["gi"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let flag = |name: &str| {
+        let flags = metadata["flags"].as_array().into_iter().flatten();
+        u8::from(flags.into_iter().any(|flag| flag == name))
+    };
+    // Fields behind those two are what `down` left: not Primary, not connected.
+    let value = format!("{}:{}:{}", identifiers.join(":"), flag("consistent"), flag("was_up_to_date"));
+    let bits = metadata["bits_set"].as_u64().context("a number of bits")?;
+    ensure!(identifiers.len() == 4 && bits < 64, "metadata of a shape that is not played");
+    let bytes: String =
+        ((1_u64 << bits) - 1).to_le_bytes().iter().map(|byte| format!("\\{byte:03o}")).collect();
+    duo.guest.sh(&format!(
+        "{}\nprintf '{bytes}' | dd of={} bs=4096 seek={BITMAP_BLOCK} oflag=direct conv=notrunc,sync status=none",
+        side.meta(&format!("set-gi {value}")),
+        side.disk,
+    ))?;
+    Ok(())
+}
+
+/// Waits until both sides are as they were recorded, and stay so.
+fn come_to_rest(duo: &mut Duo, record: &Record, sides: &[(&str, Replica); 2]) -> Result<()> {
+    let begin = Instant::now();
+    let mut agreed = 0;
+    loop {
+        let mut differences = Vec::new();
+        for (name, side) in sides {
+            let status = side.status(&mut duo.guest)?;
+            let wanted = record.side("final", name);
+            if !is_as(&status, wanted, record.one_left()) {
+                differences.push(format!("{name} is {status:?}, was {wanted}"));
+            }
+        }
+        agreed = if differences.is_empty() { agreed + 1 } else { 0 };
+        if agreed == 2 {
+            return Ok(());
+        }
+        if begin.elapsed() > LIMIT {
+            bail!("{}", differences.join("\n"));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn is_as(status: &Status, wanted: &Value, one_left: bool) -> bool {
+    let is = |own: &str, key: &str| wanted[key] == own;
+    let alone = ["StandAlone", "WFConnection"];
+    let left = one_left && alone.contains(&status.connection.as_str());
+    (is(&status.connection, "conn") || left)
+        && is(&status.role, "role")
+        && is(&status.peer_role, "peer")
+        && is(&status.disk, "disk")
+        && is(&status.peer_disk, "pdsk")
+        && wanted["oos_kb"] == status.out_of_sync_kib
+}
+
+/// `line` is that of `get-gi`: the identifiers, then flags by their place.
+fn check_identifiers(record: &Record, wanted: &Value, line: &str) -> Result<()> {
+    let fields: Vec<_> = line.split(':').collect();
+    let wanted_identifiers = wanted["gi"].as_array().context("recorded identifiers")?;
+    for (own, wanted) in fields.iter().zip(wanted_identifiers) {
+        let wanted = wanted.as_str().unwrap_or_default();
+        if without_role(own)? != without_role(wanted)? && !record.is_random(wanted) {
+            bail!("{line}, was {wanted_identifiers:?}");
+        }
+    }
+    for (own, name) in fields.iter().skip(4).zip(["consistent", "was_up_to_date"]) {
+        let was = wanted["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == name));
+        ensure!((*own == "1") == was, "{line}, was {}", wanted["flags"]);
+    }
+    Ok(())
+}
+
+/// The last bit says that the node was Primary. It compares nothing, and the kernel does not write it when it changes.
+fn without_role(identifier: &str) -> Result<u64> {
+    Ok(u64::from_str_radix(identifier, 16).with_context(|| identifier.to_owned())? & !1)
+}
