@@ -1,4 +1,10 @@
 //! How two nodes get a pair of sockets although both call each other (wire spec 2.2).
+//!
+//! DRBD pauses before it believes in a pair: calls may have crossed, and the peer may be about to close what it replaced.
+//! Here the pause ends early where there is proof that both nodes have the same pair. A node that made one call in this
+//! attempt, as the data socket, and took one, as the other socket, knows it: nobody calls for the second socket before he
+//! has the first one, and there is no other socket that he could have for either. It goes on at once. Its first packet is
+//! the peer's proof: that node has ended its search, on this very socket.
 
 use std::collections::VecDeque;
 
@@ -35,6 +41,15 @@ pub(crate) struct Greetings {
     arrived: VecDeque<(SocketId, bool)>,
 }
 
+/// How many sockets there have been since there was none: with one of either sort nothing can have crossed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Calls {
+    /// Own calls that the peer took.
+    made: u32,
+    /// Calls to this node, whoever they were from.
+    taken: u32,
+}
+
 impl Establish {
     fn greetings(&mut self) -> Greetings {
         match self {
@@ -52,6 +67,11 @@ impl Establish {
             | Self::Settling { greetings, .. } => Some(greetings),
             Self::Off | Self::Pausing { .. } => None,
         }
+    }
+
+    /// Whether a pair of sockets has to prove itself.
+    pub(crate) const fn is_settling(&self) -> bool {
+        matches!(self, Self::Settling { .. })
     }
 
     /// When something has to be done if nothing happens.
@@ -109,6 +129,10 @@ impl Engine {
     }
 
     fn call_peer(&mut self, greetings: Greetings) {
+        let none = self.connection.data.is_none() && self.connection.meta.is_none();
+        if none && greetings == Greetings::default() {
+            self.connection.calls = Calls::default();
+        }
         let socket = SocketId(self.connection.next_socket);
         self.connection.next_socket += 1;
         assert!(socket < SocketId::FIRST_ACCEPTED, "more sockets than names");
@@ -131,6 +155,7 @@ impl Engine {
             self.out.push(Action::Close { socket, abort: true });
             return;
         }
+        self.connection.calls.made = self.connection.calls.made.saturating_add(1);
         let greetings = self.connection.establish.greetings();
         let packet = if self.connection.data.is_none() {
             self.connection.data = Some(socket);
@@ -153,16 +178,46 @@ impl Engine {
         self.settle_or(greetings, true);
     }
 
+    /// How long a pair of sockets has to stay alive, if that is configured.
+    fn socket_check(&self) -> Option<Duration> {
+        let check = self.connection.options.as_ref().map(|options| options.socket_check_timeout);
+        check.filter(|check| !check.is_zero())
+    }
+
+    /// Whether the data socket is the only call this node made, and the other socket the only one it took.
+    fn is_only_pair(&self) -> bool {
+        let called = self.connection.data.is_some_and(|socket| socket < SocketId::FIRST_ACCEPTED);
+        let was_called = self.connection.meta.is_some_and(|socket| socket >= SocketId::FIRST_ACCEPTED);
+        called && was_called && self.connection.calls == Calls { made: 1, taken: 1 }
+    }
+
+    /// The peer has begun the handshake on the data socket of a pair that had to prove itself.
+    pub(crate) fn peer_is_sure(&mut self) {
+        self.end_search();
+        self.begin_handshake(self.handshake_timeout());
+    }
+
+    /// Stays with the pair of sockets there is.
+    pub(crate) fn end_search(&mut self) {
+        let greetings = self.connection.establish.greetings();
+        self.stop_looking(greetings);
+    }
+
     /// Goes on with a pair of sockets, or looks for the other one.
     fn settle_or(&mut self, greetings: Greetings, wait: bool) {
         if self.connection.data.is_some() && self.connection.meta.is_some() {
-            let check = self
-                .connection
-                .options
-                .as_ref()
-                .map_or(Duration::ZERO, |options| options.socket_check_timeout);
-            let check = if check.is_zero() { self.ping_timeout() } else { check };
-            self.connection.establish = Establish::Settling { until: self.now.after(check), greetings };
+            let check = self.socket_check();
+            self.connection.establish = Establish::Settling {
+                until: self.now.after(check.unwrap_or(self.ping_timeout())),
+                greetings,
+            };
+            // Who configures the pause has a reason: something between the nodes that answers calls by itself.
+            if check.is_none() && self.is_only_pair() {
+                // The peer may make the whole pause.
+                let patience = self.ping_timeout() + self.handshake_timeout();
+                self.end_search();
+                self.begin_handshake(patience);
+            }
         } else if wait {
             self.wait_for_call(greetings);
         } else {
@@ -172,6 +227,7 @@ impl Engine {
 
     /// Somebody called.
     pub(crate) fn socket_accepted(&mut self, socket: SocketId) {
+        self.connection.calls.taken = self.connection.calls.taken.saturating_add(1);
         let until = self.now.after(self.handshake_timeout());
         match self.connection.establish.greetings_mut() {
             Some(greetings) if greetings.silent.len() + greetings.arrived.len() < GREETINGS_MAX => {
@@ -276,7 +332,7 @@ impl Engine {
                 let greetings = self.connection.establish.greetings();
                 if self.connection.data.is_some() && self.connection.meta.is_some() {
                     self.stop_looking(greetings);
-                    self.begin_handshake();
+                    self.begin_handshake(self.handshake_timeout());
                 } else {
                     self.wait_for_call(greetings);
                 }

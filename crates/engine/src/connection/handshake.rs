@@ -6,15 +6,15 @@ use udrbd_wire as wire;
 use super::Stage;
 use crate::Engine;
 use crate::change::Verbosity;
-use crate::interface::{Action, Level, Payload};
+use crate::interface::{Action, Duration, Level, Payload};
 use crate::state::{Enforcement, OutdateFailure, StateRequest};
 
 impl Engine {
-    /// Both sockets are there.
-    pub(crate) fn begin_handshake(&mut self) {
+    /// Both sockets are there. The peer gets so long to say its first word.
+    pub(crate) fn begin_handshake(&mut self, patience: Duration) {
         self.connection.stage = Stage::Features;
         self.connection.dialect = wire::Dialect::UNNEGOTIATED;
-        self.connection.deadline = Some(self.now.after(self.handshake_timeout()));
+        self.connection.deadline = Some(self.now.after(patience));
         self.send_handshake(wire::Packet::ConnectionFeatures(wire::ConnectionFeatures::OWN));
     }
 

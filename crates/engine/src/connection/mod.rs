@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use udrbd_units::{ConnectionState, VolumeNumber};
 use udrbd_wire as wire;
 
-pub(crate) use establish::Establish;
+pub(crate) use establish::{Calls, Establish};
 pub(crate) use loss::Losing;
 pub(crate) use state::Pondering;
 
@@ -67,6 +67,7 @@ pub(crate) struct Connection {
     pub(crate) state: ConnectionState,
     pub(crate) options: Option<NetOptions>,
     pub(crate) establish: Establish,
+    pub(crate) calls: Calls,
     pub(crate) stage: Stage,
     pub(crate) data: Option<SocketId>,
     pub(crate) meta: Option<SocketId>,
@@ -134,6 +135,7 @@ impl Connection {
             state: ConnectionState::StandAlone,
             options: None,
             establish: Establish::Off,
+            calls: Calls::default(),
             stage: Stage::None,
             data: None,
             meta: None,

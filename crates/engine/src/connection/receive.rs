@@ -26,6 +26,10 @@ impl Engine {
         let is_data = connection.data == Some(socket);
         let is_meta = connection.meta == Some(socket);
         match &connection.stage {
+            // The peer may be sure of the pair before this node is.
+            Stage::None if is_data && connection.establish.is_settling() && connection.meta.is_some() => {
+                Some((Expected::Features, Reception::UNNEGOTIATED))
+            }
             Stage::Features if is_data => Some((Expected::Features, Reception::UNNEGOTIATED)),
             Stage::Challenge if is_data => Some((Expected::AuthChallenge, reception)),
             Stage::Response if is_data => {
@@ -48,6 +52,9 @@ impl Engine {
             return;
         }
         if self.connection.data == Some(socket) {
+            if self.connection.establish.is_settling() {
+                self.peer_is_sure();
+            }
             match self.connection.stage {
                 Stage::Established => self.data_packet(inbound),
                 Stage::None => self.release(inbound.payload),
@@ -379,6 +386,9 @@ impl Engine {
     pub(crate) fn socket_down(&mut self, socket: SocketId, loss: SocketLoss) {
         let is_data = self.connection.data == Some(socket);
         let is_meta = self.connection.meta == Some(socket);
+        if is_data && self.connection.establish.is_settling() && matches!(loss, SocketLoss::Malformed(_)) {
+            self.end_search();
+        }
         if self.attempt_socket_down(socket) || (!is_data && !is_meta) {
             return;
         }

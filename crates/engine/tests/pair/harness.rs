@@ -77,7 +77,8 @@ pub(crate) struct Pair {
     pub(crate) packets: Vec<(usize, udrbd_wire::Packet)>,
     /// What happens next is left to chance: the state of a generator of random numbers.
     pub(crate) chance: Option<u64>,
-    seed: u8,
+    /// What the next engine's coins depend on.
+    pub(crate) seed: u8,
 }
 
 impl Node {
@@ -404,7 +405,7 @@ impl Pair {
         self.nodes.iter().filter_map(|node| node.engine.as_ref()?.next_timeout()).min()
     }
 
-    fn advance(&mut self) -> bool {
+    pub(crate) fn advance(&mut self) -> bool {
         let Some(next) = self.next_timeout() else { return false };
         self.now = self.now.max(next);
         for node in 0..2 {
@@ -432,10 +433,15 @@ impl Pair {
         let sockets: Vec<_> = {
             let mut ready: Vec<_> = self.pending.iter().filter(|(_, queue)| !queue.is_empty()).collect();
             ready.sort_by_key(|((node, socket), _)| (*node, socket.0));
-            let open = |key: &(usize, SocketId)| {
-                self.nodes[key.0].engine.as_ref().is_some_and(|engine| engine.reception(key.1).is_some())
+            // The end of a socket that is not read is seen all the same.
+            let open = |(key, queue): &(&(usize, SocketId), &VecDeque<Event>)| {
+                matches!(queue.front(), Some(Event::SocketDown { .. }))
+                    || self.nodes[key.0]
+                        .engine
+                        .as_ref()
+                        .is_some_and(|engine| engine.reception(key.1).is_some())
             };
-            ready.into_iter().map(|(key, _)| *key).filter(open).collect()
+            ready.into_iter().filter(open).map(|(key, _)| *key).collect()
         };
         let kept = [0, 1].map(|node| if self.nodes[node].hanging { 0 } else { self.kept(node) });
         let choices = [self.events.len(), kept[0], kept[1], sockets.len()];
