@@ -44,7 +44,7 @@ pub fn put_qcow2(device: &str, folder: &str) -> String {
          qemu-img snapshot -c before {device}\n\
          io -f qcow2 -c 'aio_write -P 0x5a 5M 1M' -c 'aio_write -P 0x5b 9M 64k' -c 'aio_flush' -c 'discard 12M 1M' {device}\n\
          io -f qcow2 -c 'read -P 0x5a 5M 1M' -c 'read -P 0x5b 9M 64k' -c 'read -P 0 12M 1M' {device}\n\
-         ! qemu-img compare -q -f raw -F qcow2 image {device}\n"
+         if qemu-img compare -q -f raw -F qcow2 image {device}; then echo no difference >&2; exit 1; fi\n"
     )
 }
 

@@ -17,8 +17,13 @@ pub(crate) const MOUNT: &str = "/run/share/mnt";
 /// Where NVMe targets are configured.
 const NVMET: &str = "/sys/kernel/config/nvmet";
 
+/// For commands that have to fail: a `!` before one is no error to `set -e`, whatever the command does.
+pub(crate) const NOT: &str = r#"not() { if "$@"; then echo "not refused: $*" >&2; return 1; fi; }"#;
+
+/// Runs a script whose first command that fails ends it.
 pub(crate) fn run(duo: &mut Duo, script: &str) -> Result<String> {
-    duo.guest.run_limited(&format!("set -e\n{script}"), Duration::from_secs(300))?.expect_success()
+    let script = format!("set -e\n{NOT}\n{script}");
+    duo.guest.run_limited(&script, Duration::from_secs(300))?.expect_success()
 }
 
 /// Tells a daemon to end, and waits until it has.
@@ -60,7 +65,7 @@ pub(crate) fn fails_over() -> Result<()> {
              head -c 5000000 /dev/urandom >{MOUNT}/file; md5sum <{MOUNT}/file >/run/share/sum; sync\n\
              grep -q '^{here} {MOUNT} ' /proc/mounts\n\
              test \"$(stat -c %a:%U {here})\" = 660:root\n\
-             ! head -c 512 {there}"
+             not head -c 512 {there}"
         );
         run(duo, &script)?;
         expect_in_use(duo, &first, "secondary 0", &format!("mounted on {MOUNT}"))?;
@@ -68,7 +73,7 @@ pub(crate) fn fails_over() -> Result<()> {
         first.secondary(&mut duo.guest)?;
         second.primary(&mut duo.guest, false)?;
         let script = format!(
-            "test -b {here}; ! head -c 512 {here}\n\
+            "test -b {here}; not head -c 512 {here}\n\
              mount {there} {MOUNT}; md5sum <{MOUNT}/file | cmp - /run/share/sum; umount {MOUNT}\n\
              test /dev/drbd/by-disk/vda -ef {here}; test /dev/drbd/by-res/{0}/0 -ef {there}",
             second.resource
@@ -89,7 +94,7 @@ pub(crate) fn openers_are_named() -> Result<()> {
         expect_in_use(duo, &first, "secondary 0", "(sleep)")?;
         expect_in_use(duo, &first, &format!("down {}", first.resource), "(sleep)")?;
         let nbd = format!("timeout 20 {IO} size nbd:{}/nbd.sock:{}", first.run_dir, first.resource);
-        run(duo, &format!("! {nbd}; kill $(cat /run/share/pid); sleep 0.3; {nbd}"))?;
+        run(duo, &format!("not {nbd}; kill $(cat /run/share/pid); sleep 0.3; {nbd}"))?;
         run(duo, &format!("modprobe loop; losetup /dev/loop7 {device}"))?;
         expect_in_use(duo, &first, "secondary 0", "used by loop7")?;
         run(duo, &format!("losetup -d /dev/loop7; mkswap {device}; swapon {device}"))?;
@@ -210,7 +215,7 @@ pub(crate) fn nothing_stale() -> Result<()> {
         first.start(&mut duo.guest)?;
         first.attach(&mut duo.guest)?;
         // A Secondary again, and no disk of the dead one.
-        run(duo, "test -b /dev/drbd0; ! head -c 512 /dev/drbd0; ! ls /dev/ublkb*")?;
+        run(duo, "test -b /dev/drbd0; not head -c 512 /dev/drbd0; not ls /dev/ublkb*")?;
         first.primary(&mut duo.guest, true)?;
         run(duo, "head -c 512 /dev/drbd0")?;
 
@@ -222,7 +227,7 @@ pub(crate) fn nothing_stale() -> Result<()> {
                 "pid=$(cat {run_dir}/pid); kill $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done"
             ),
         )?;
-        run(duo, "! ls /dev/drbd0; ! ls /dev/ublkb*; ! ls /dev/drbd/by-disk/vda")?;
+        run(duo, "not ls /dev/drbd0; not ls /dev/ublkb*; not ls /dev/drbd/by-disk/vda")?;
         first.start(&mut duo.guest)?;
         first.attach(&mut duo.guest)?;
         for side in [&first, &second] {

@@ -212,7 +212,7 @@ Where=/run/mnt
         $S systemctl daemon-reload
         $S systemctl start run-mnt.mount
         $S grep -q '^/dev/drbd0 /run/mnt ext4 ' /proc/mounts
-        ! $S drbdadm secondary r0
+        if $S drbdadm secondary r0; then echo demoted >&2; exit 1; fi
         $S systemctl stop run-mnt.mount
         $S drbdadm secondary r0
         for name in /dev/drbd0 /dev/drbd/by-res/r0/0 /dev/drbd/by-disk/vda; do

@@ -8,7 +8,7 @@ use udrbd_tests::guest::Guest;
 use udrbd_tests::replica::{Frontend, Kind};
 use udrbd_tests::{images, machine};
 
-use crate::block::{FIO, run};
+use crate::block::{FIO, NOT, run};
 use crate::duo::Duo;
 
 /// A raw image and a qcow2 one, written through one node and checked through the other.
@@ -51,12 +51,12 @@ const BLOCK_LAYER: &[(&str, &str)] = &[
     ),
     (
         "a request that is no multiple of a sector is refused",
-        "! dd if=$d of=/dev/null bs=100 count=1 iflag=direct status=none 2>/run/told; grep -q 'Invalid argument' /run/told",
+        "not dd if=$d of=/dev/null bs=100 count=1 iflag=direct status=none 2>/run/told; grep -q 'Invalid argument' /run/told",
     ),
     (
         "the end is the end",
         "size=$(blockdev --getsize64 $d); dd if=/dev/zero of=$d bs=512 seek=$((size / 512 - 1)) count=1 oflag=direct status=none\n\
-         ! dd if=/dev/zero of=$d bs=512 seek=$((size / 512)) count=1 oflag=direct status=none 2>/run/told\n\
+         not dd if=/dev/zero of=$d bs=512 seek=$((size / 512)) count=1 oflag=direct status=none 2>/run/told\n\
          grep -q 'No space left' /run/told",
     ),
     (
@@ -70,7 +70,7 @@ const BLOCK_LAYER: &[(&str, &str)] = &[
         "fio --name=t --filename=$d --rw=trimwrite --bs=16k --size=16m --verify=crc32c --direct=1 --ioengine=libaio --iodepth=4",
     ),
     ("discarded, all of it", "blkdiscard -f $d; cmp -n 8000000 $d /dev/zero; blkdiscard -f -z -l 4194304 $d"),
-    ("a secure discard is refused", "! blkdiscard -f -s $d 2>/run/told; grep -q 'not supported' /run/told"),
+    ("a secure discard is refused", "not blkdiscard -f -s $d 2>/run/told; grep -q 'not supported' /run/told"),
     (
         "lots of flushes",
         "fio --name=t --filename=$d --bs=4k --rw=randwrite --norandommap --fsync=1 --number_ios=16 --numjobs=64",
@@ -101,7 +101,7 @@ const BLOCK_LAYER: &[(&str, &str)] = &[
         "read-only, nothing is written",
         "tr '\\0' a </dev/zero | dd of=$d bs=1M count=1 oflag=direct iflag=fullblock status=none\n\
          blockdev --setro $d; test $(blockdev --getro $d) = 1\n\
-         ! dd if=/dev/zero of=$d bs=1M count=1 oflag=direct status=none; ! blkdiscard -f $d\n\
+         not dd if=/dev/zero of=$d bs=1M count=1 oflag=direct status=none; not blkdiscard -f $d\n\
          dd if=$d bs=1M count=1 iflag=direct status=none | tr -d a | wc -c | grep -qx 0\n\
          blockdev --setrw $d; test $(blockdev --getro $d) = 0; dd if=/dev/zero of=$d bs=1M count=1 oflag=direct status=none",
     ),
@@ -130,7 +130,7 @@ pub(crate) fn block_layer() -> Result<()> {
         let mut failed = Vec::new();
         for (name, script) in BLOCK_LAYER {
             let script = format!(
-                "set -e; d={} q=/sys/block/ublkb{} fio='{FIO} --fsync=32'\n{script}",
+                "set -e; {NOT}; d={} q=/sys/block/ublkb{} fio='{FIO} --fsync=32'\n{script}",
                 first.device(),
                 first.minor
             );

@@ -33,7 +33,7 @@ pub(crate) fn partitions() -> Result<()> {
         run(
             duo,
             &format!(
-                "echo more >{MOUNT}/more; sync; partx -d --nr 2 {0}; ! ls /dev/ublkb0p2; partx -a --nr 2 {0}; \
+                "echo more >{MOUNT}/more; sync; partx -d --nr 2 {0}; not ls /dev/ublkb0p2; partx -a --nr 2 {0}; \
              mkswap -q /dev/ublkb0p2 && swapon /dev/ublkb0p2; umount {MOUNT}",
                 first.device()
             ),
@@ -41,7 +41,7 @@ pub(crate) fn partitions() -> Result<()> {
         expect_in_use(duo, &first, "secondary 0", "used as swap space")?;
         run(duo, "swapoff /dev/ublkb0p2")?;
         first.secondary(&mut duo.guest)?;
-        run(duo, "! ls /dev/ublkb*; ! grep ublkb /proc/partitions")?;
+        run(duo, "not ls /dev/ublkb*; not grep ublkb /proc/partitions")?;
         duo.compare(size)?;
 
         // The peer finds the same partitions, keeps one mounted over the death of its daemon.
@@ -67,7 +67,7 @@ pub(crate) fn partitions() -> Result<()> {
             side.down(&mut duo.guest)?;
         }
         expect_no_names(duo)?;
-        run(duo, "! grep ublkb /proc/partitions").map(drop)
+        run(duo, "not grep ublkb /proc/partitions").map(drop)
     })
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn two_volumes() -> Result<()> {
         run(duo, &both)?;
         compare(duo, &first, &second)?;
         // One file for each would be no proof: what is on them differs.
-        let different = format!("! cmp -n 10000000 {} {}", first[0].device(), first[1].device());
+        let different = format!("not cmp -n 10000000 {} {}", first[0].device(), first[1].device());
         run(duo, &different)?;
 
         // One daemon serves both: both wait for its successor.
