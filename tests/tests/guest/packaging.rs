@@ -203,6 +203,15 @@ fn udev_names(node: &mut Node) -> Result<()> {
             test $name -ef /dev/drbd0
         done
         [ "$(readlink -f /dev/drbd/by-res/r0/0)" = /dev/drbd0 ]
+        # A partition by its name, too; and not by the name of the minor that has the partition's number.
+        echo size=8MiB | $S sfdisk -q /dev/drbd0
+        for _ in $(seq 50); do state /dev/drbd0p1 >/dev/null && break; sleep 0.2; done
+        [ $(state /dev/drbd0p1) = active ]
+        $S udevadm info --query=property --property=SYSTEMD_ALIAS --value /dev/ublkb0p1 | grep -qx /dev/drbd0p1
+        test -b /dev/drbd0p1
+        $S sfdisk -q --delete /dev/drbd0
+        for _ in $(seq 50); do state /dev/drbd0p1 >/dev/null || break; sleep 0.2; done
+        [ $(state /dev/drbd0p1 || true) = inactive ]
         $S mkfs.ext4 -q -F /dev/drbd0
         mkdir -p /run/mnt
         printf '[Mount]
@@ -225,7 +234,7 @@ Where=/run/mnt
 
 /// Where systemd runs, the daemon is its service, whoever needs it first, and its resources survive a crash.
 pub(crate) fn under_systemd() -> Result<()> {
-    machine::ensure_packages(&["udev"])?;
+    machine::ensure_packages(&["udev", "fdisk"])?;
     let mut node = Node::boot()?;
     if node.run("test -x /lib/systemd/systemd")?.status != 0 {
         return Err(skip("needs systemd"));

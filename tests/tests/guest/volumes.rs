@@ -9,6 +9,11 @@ use udrbd_tests::replica::{Frontend, Kind, Replica};
 use crate::block::{FIO, MOUNT, expect_in_use, expect_no_names, run};
 use crate::duo::{Duo, IO};
 
+/// Waits for a node; the kernel may look for partitions after the disk is there, and tells of them then.
+fn until_node(path: &str) -> String {
+    format!("for _ in $(seq 100); do [ -b {path} ] && break; sleep 0.1; done; test -b {path}\n")
+}
+
 /// Partitions are there while the node is Primary, keep it Primary while they are in use, and go with the device.
 pub(crate) fn partitions() -> Result<()> {
     machine::ensure_packages(&["fdisk"])?;
@@ -21,9 +26,12 @@ pub(crate) fn partitions() -> Result<()> {
             &format!(
                 "printf 'label: gpt\\nsize=40MiB\\nsize=20MiB\\n' | sfdisk -q {device}\n\
                  test \"$(lsblk -nro TYPE /dev/ublkb0 | tr '\\n' ' ')\" = 'disk part part '\n\
-                 mkdir -p {MOUNT}; mkfs.ext4 -q -F /dev/ublkb0p1; mount /dev/ublkb0p1 {MOUNT}\n\
+                 {partition_one}test \"$(stat -c %a:%U {device}p1)\" = 660:root\n\
+                 mkdir -p {MOUNT}; mkfs.ext4 -q -F {device}p1; mount {device}p1 {MOUNT}\n\
+                 grep -q '^{device}p1 {MOUNT} ' /proc/mounts\n\
                  head -c 5000000 /dev/urandom >{MOUNT}/file; md5sum <{MOUNT}/file >/run/share/sum; sync",
-                device = first.device()
+                device = first.device(),
+                partition_one = until_node("/dev/drbd0p1"),
             ),
         )?;
         let mounted = format!("mounted on {MOUNT}");
@@ -33,15 +41,18 @@ pub(crate) fn partitions() -> Result<()> {
         run(
             duo,
             &format!(
-                "echo more >{MOUNT}/more; sync; partx -d --nr 2 {0}; not ls /dev/ublkb0p2; partx -a --nr 2 {0}; \
-             mkswap -q /dev/ublkb0p2 && swapon /dev/ublkb0p2; umount {MOUNT}",
-                first.device()
+                "echo more >{MOUNT}/more; sync; partx -d --nr 2 {0}; not ls /dev/ublkb0p2\n\
+                 {gone}partx -a --nr 2 {0}\n{back}\
+                 mkswap -q {0}p2 && swapon {0}p2; umount {MOUNT}",
+                first.device(),
+                gone = "until ! [ -e /dev/drbd0p2 ]; do sleep 0.1; done\n",
+                back = until_node("/dev/drbd0p2"),
             ),
         )?;
         expect_in_use(duo, &first, "secondary 0", "used as swap space")?;
-        run(duo, "swapoff /dev/ublkb0p2")?;
+        run(duo, "swapoff /dev/drbd0p2")?;
         first.secondary(&mut duo.guest)?;
-        run(duo, "not ls /dev/ublkb*; not grep ublkb /proc/partitions")?;
+        run(duo, "not ls /dev/ublkb*; not ls /dev/drbd0p*; not grep ublkb /proc/partitions")?;
         duo.compare(size)?;
 
         // The peer finds the same partitions, keeps one mounted over the death of its daemon.
@@ -49,10 +60,13 @@ pub(crate) fn partitions() -> Result<()> {
         run(
             duo,
             &format!(
-                "e2fsck -fn /dev/ublkb1p1; mount /dev/ublkb1p1 {MOUNT}; md5sum <{MOUNT}/file | cmp - /run/share/sum"
+                "{}test -b /dev/drbd1p2; e2fsck -fn /dev/drbd1p1; mount /dev/drbd1p1 {MOUNT}; md5sum <{MOUNT}/file | cmp - /run/share/sum",
+                until_node("/dev/drbd1p1")
             ),
         )?;
         second.kill_daemon(&mut duo.guest)?;
+        // A partition of a dead daemon's disk that nobody knows any more.
+        run(duo, "mknod /dev/drbd1p7 b 0 777; touch /dev/drbd1px")?;
         let write = format!("head -c 3000000 /dev/urandom >{MOUNT}/other; sync");
         let job = duo.guest.spawn(&write, Duration::from_secs(120))?;
         second.bring_up(&mut duo.guest)?;
@@ -60,7 +74,8 @@ pub(crate) fn partitions() -> Result<()> {
         second.primary(&mut duo.guest, false)?;
         duo.guest.wait(job)?.expect_success()?;
         expect_in_use(duo, &second, "secondary 1", &mounted)?;
-        run(duo, &format!("umount {MOUNT}; e2fsck -fn /dev/ublkb1p1"))?;
+        run(duo, "not ls /dev/drbd1p7; test -b /dev/drbd1p1; rm /dev/drbd1px")?;
+        run(duo, &format!("umount {MOUNT}; e2fsck -fn /dev/drbd1p1"))?;
         duo.wait_healthy()?;
         duo.compare(size)?;
         for side in [&first, &second] {

@@ -134,6 +134,9 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
         run_directory,
     });
     tokio::task::spawn_local(status_file::keep_current(Rc::clone(&node)));
+    if node.block_devices {
+        tokio::task::spawn_local(block::follow_partitions(Rc::clone(&node)));
+    }
     nbd::start(&node)?;
     if let Some(address) = settings.metrics {
         metrics::start(&node, address).await?;

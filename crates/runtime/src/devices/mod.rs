@@ -5,6 +5,7 @@
 //! that it is there and opening it fails. Its major is 0, which is nobody's; never DRBD's own, which would have
 //! the kernel load DRBD's module.
 
+mod events;
 mod openers;
 
 use std::fs::{File, OpenOptions};
@@ -18,6 +19,7 @@ use nix::unistd::{Gid, Group, Uid, chown};
 use udrbd_units::Sector;
 
 use crate::Errno;
+pub use events::DeviceEvents;
 pub use openers::{Opener, openers};
 
 const NODE_MODE: u32 = 0o660;
@@ -63,15 +65,16 @@ impl DeviceNumber {
         text.trim().parse().ok().map(Sector)
     }
 
-    /// The partitions the kernel has found on the disk.
+    /// The partitions the kernel has found on the disk: which one each is, and its device.
     #[must_use]
-    pub fn partitions(self) -> Vec<Self> {
+    pub fn partitions(self) -> Vec<(u32, Self)> {
         let Ok(entries) = std::fs::read_dir(self.folder()) else { return Vec::new() };
         let folders = entries.flatten().map(|entry| entry.path());
-        folders
-            .filter(|folder| folder.join("partition").exists())
-            .filter_map(|folder| Self::parse(&std::fs::read_to_string(folder.join("dev")).ok()?))
-            .collect()
+        let read = |folder: PathBuf| {
+            let which = std::fs::read_to_string(folder.join("partition")).ok()?.trim().parse().ok()?;
+            Some((which, Self::parse(&std::fs::read_to_string(folder.join("dev")).ok()?)?))
+        };
+        folders.filter_map(read).collect()
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -135,6 +138,24 @@ pub fn remove_node(path: &Path, number: DeviceNumber) -> Result<(), Errno> {
     match node_at(path) {
         Ok(Some(present)) if present == number => std::fs::remove_file(path).map_err(|error| errno(&error)),
         _ => Ok(()),
+    }
+}
+
+/// Removes the nodes in `folder` whose names are `stem` and a number, if no device has their number any more.
+pub fn remove_stale_nodes(folder: &Path, stem: &str) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let number = name.strip_prefix(stem).unwrap_or_default();
+        if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        if let Ok(Some(number)) = node_at(&path)
+            && !number.folder().exists()
+        {
+            // What cannot be removed leads nowhere.
+            let _ = std::fs::remove_file(&path);
+        }
     }
 }
 

@@ -68,7 +68,7 @@ impl fmt::Display for Opener {
 #[must_use]
 pub fn openers(node: &Path, number: DeviceNumber) -> Vec<Opener> {
     let mut found = Vec::new();
-    let mut numbers = number.partitions();
+    let mut numbers: Vec<_> = number.partitions().into_iter().map(|(_, partition)| partition).collect();
     numbers.insert(0, number);
     for &number in &numbers {
         found.extend(mounts(number));

@@ -10,6 +10,7 @@
 
 mod keeper;
 mod names;
+mod partitions;
 mod record;
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use super::{Node, State};
 use crate::messages::ToEngine;
 use keeper::{Keeper, Origin};
 use names::Names;
+pub(super) use partitions::follow as follow_partitions;
 use record::Record;
 
 /// Marks disks of udrbd in the driver; the rest of the number is the minor.

@@ -1,5 +1,6 @@
-//! `/dev/drbdN` and the links to it.
+//! `/dev/drbdN`, its partitions `/dev/drbdNpM`, and the links to it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use udrbd_runtime::Errno;
@@ -17,6 +18,8 @@ pub(super) struct Names {
     possible: bool,
     /// What the node is now; `None` where there is none.
     number: Option<DeviceNumber>,
+    /// The nodes of partitions.
+    partitions: BTreeMap<u32, DeviceNumber>,
     /// Links, and where they lead.
     links: Vec<(PathBuf, PathBuf)>,
     left: bool,
@@ -27,7 +30,15 @@ pub(super) struct Names {
 impl Names {
     /// Names for a device that is not made: of a daemon that may not make any.
     pub(super) const fn none(minor: Minor) -> Self {
-        Self { minor, possible: false, number: None, links: Vec::new(), left: false, claim: None }
+        Self {
+            minor,
+            possible: false,
+            number: None,
+            partitions: BTreeMap::new(),
+            links: Vec::new(),
+            left: false,
+            claim: None,
+        }
     }
 
     /// Makes the node, as a placeholder or for a disk that is there, and the link by resource. Where no node can be
@@ -42,6 +53,8 @@ impl Names {
         let mut names = Self::none(minor);
         names.possible = true;
         names.claim = Some(claim);
+        // What a dead daemon left of partitions that have gone since.
+        devices::remove_stale_nodes(Path::new(FOLDER), &format!("drbd{minor}p"));
         match names.set(disk) {
             Ok(()) => names.link(&format!("by-res/{resource}/{volume}")),
             Err(errno) => {
@@ -56,7 +69,11 @@ impl Names {
         Path::new(FOLDER).join(format!("drbd{minor}"))
     }
 
-    /// Lets the node be a disk's, or a placeholder.
+    fn partition_node(&self, partition: u32) -> PathBuf {
+        Path::new(FOLDER).join(format!("drbd{}p{partition}", self.minor))
+    }
+
+    /// Lets the node be a disk's with its partitions, or a placeholder.
     pub(super) fn set(&mut self, disk: Option<DeviceNumber>) -> Result<(), Errno> {
         if !self.possible {
             return Ok(());
@@ -64,7 +81,29 @@ impl Names {
         let number = disk.unwrap_or(DeviceNumber::placeholder(self.minor.0));
         devices::make_node(&Self::node(self.minor), number)?;
         self.number = Some(number);
+        self.follow_partitions();
         Ok(())
+    }
+
+    /// Lets there be nodes for the partitions that the kernel knows now, and no others.
+    pub(super) fn follow_partitions(&mut self) {
+        let found = self.number.filter(|_| self.possible).map(DeviceNumber::partitions).unwrap_or_default();
+        let found = BTreeMap::from_iter(found);
+        for (partition, number) in &self.partitions {
+            if found.get(partition) != Some(number) {
+                // What cannot be removed leads nowhere.
+                let _ = devices::remove_node(&self.partition_node(*partition), *number);
+            }
+        }
+        let (minor, node) = (self.minor, |partition| self.partition_node(partition));
+        let made = found.into_iter().filter(|(partition, number)| {
+            let made = devices::make_node(&node(*partition), *number);
+            if let Err(errno) = made {
+                tracing::warn!("drbd{minor}: no node {}: {errno}", node(*partition).display());
+            }
+            made.is_ok()
+        });
+        self.partitions = made.collect();
     }
 
     /// What the node is.
@@ -110,6 +149,10 @@ impl Drop for Names {
             return;
         }
         unlink(&self.links);
+        for (partition, number) in &self.partitions {
+            // What cannot be removed leads nowhere.
+            let _ = devices::remove_node(&self.partition_node(*partition), *number);
+        }
         if let Some(number) = self.number {
             // What cannot be removed is replaced by the next one.
             let _ = devices::remove_node(&Self::node(self.minor), number);
