@@ -83,7 +83,7 @@ pub(crate) fn many_deaths() -> Result<()> {
 }
 
 /// Brings the first side up by its configuration, as a service manager needs it to bring it up again.
-fn configure(duo: &mut Duo, first: &Replica, second: &Replica) -> Result<()> {
+pub(crate) fn configure(duo: &mut Duo, first: &Replica, second: &Replica) -> Result<()> {
     first.down(&mut duo.guest)?;
     let on = |side: &Replica| {
         format!(

@@ -6,6 +6,7 @@
 mod block;
 mod duo;
 mod failover;
+mod handover;
 mod link;
 mod load;
 mod metadata;
@@ -48,6 +49,8 @@ const CASES: &[Case] = &[
     Case::new("block_device_is_not_taken_from_whom_only_the_driver_knows", block::hidden_opener),
     Case::new("block_device_carries_xfs_and_lvm", block::carries_xfs_and_lvm),
     Case::new("mounted_block_device_survives_the_death_of_its_daemon", block::live_restart),
+    Case::new("mounted_block_device_is_handed_over_to_another_daemon", handover::udrbd_peer),
+    Case::long("mounted_block_device_is_handed_over_beside_a_kernel_peer", handover::kernel_peer),
     Case::new("waiting_requests_never_reach_data_the_peer_has_written", block::foreign_data),
     Case::new("partitions_of_a_block_device_keep_it_primary_and_go_with_it", volumes::partitions),
     Case::new("block_devices_of_two_volumes_take_writes_at_once", volumes::two_volumes),

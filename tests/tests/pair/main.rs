@@ -2,10 +2,11 @@
 //! clear refusals, driven by `drbdadm`.
 
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use udrbd_tests::nbd::Nbd;
 use udrbd_tests::pair::{Node, Pair, PairOptions};
 use udrbd_tests::runner::{self, Case};
@@ -20,6 +21,7 @@ const CASES: &[Case] = &[
     Case::new("roles_move_back_and_forth_with_the_data", roles_move),
     Case::new("killed_secondary_catches_up_with_what_changed", killed_secondary),
     Case::new("killed_primary_recovers_and_keeps_its_promises", killed_primary),
+    Case::new("a_daemon_is_handed_over_to_another_one", handed_over),
     Case::new("survivor_takes_over_and_lost_primary_catches_up", failover),
     Case::new("a_secondary_exports_nothing", secondary_exports_nothing),
     Case::new("configured_secret_is_asked_for", authentication),
@@ -133,6 +135,28 @@ fn killed_secondary() -> Result<()> {
     pair.adm(Node::Beta, "up r0")?;
     pair.wait_healthy()?;
     compare(&pair, Node::Alpha)
+}
+
+/// `resources handover`, without a service manager: another daemon serves what the one before served.
+fn handed_over() -> Result<()> {
+    let mut pair = pair()?;
+    pair.bring_up_and_sync()?;
+    write(&pair, Node::Alpha, 4, 40)?;
+    let side = pair.side(Node::Alpha).clone();
+    let told = Local.run_limited(&side.resources("handover"), Duration::from_secs(60))?;
+    let successor = std::fs::read_to_string(Path::new(&side.run_dir).join("udrbdd.pid"))?;
+    // It is nobody's child here, and has to end with the test.
+    let ended = || Local.sh(&format!("kill -9 {successor}"));
+    let checked = (|| {
+        ensure!(told.status == 0, "{told:?}");
+        ensure!(pair.daemon_id(Node::Alpha) != successor.trim().parse().ok(), "it is the daemon of before");
+        pair.wait_healthy()?;
+        pair.adm(Node::Alpha, "primary r0")?;
+        verify(&pair, Node::Alpha)?;
+        compare(&pair, Node::Alpha)
+    })();
+    ended()?;
+    checked
 }
 
 /// A raw image and a qcow2 one, written by QEMU's tools through one node and checked through the other.
@@ -345,12 +369,12 @@ fn resize() -> Result<()> {
 struct Mounted(std::path::PathBuf);
 
 impl Mounted {
-    fn sized(path: &std::path::Path, options: &str) -> Result<Self> {
+    fn sized(path: &Path, options: &str) -> Result<Self> {
         Self::mount(path, &["-t", "tmpfs", "-o", options, "tmpfs"])?;
         Ok(Self(path.to_owned()))
     }
 
-    fn mount(path: &std::path::Path, words: &[&str]) -> Result<()> {
+    fn mount(path: &Path, words: &[&str]) -> Result<()> {
         let output = Command::new("mount").args(words).arg(path).output().context("mount")?;
         if !output.status.success() {
             return Err(machine::skip(format!(
