@@ -80,6 +80,7 @@ const CASES: &[Case] = &[
     ),
     Case::new("the_package_alone_works_and_leaves_nothing_behind", packaging::alone),
     Case::new("systemd_starts_the_daemon_for_drbdadm_and_again_after_a_crash", packaging::under_systemd),
+    Case::new("a_netdev_mount_follows_its_resource_at_boot_and_shutdown", packaging::netdev_mount),
 ];
 
 fn main() -> ExitCode {

@@ -186,6 +186,80 @@ S="nsenter --target $(head -1 /run/test-systemd) --mount --pid --cgroup --root -
 until $S systemctl is-active --quiet guest.target; do sleep 0.3; done
 "#;
 
+/// The administrator's line of a file system that is mounted at boot, as conf/README.md has it.
+const NETDEV: &str =
+    "/dev/drbd0 /srv/data ext4 _netdev,x-systemd.requires=drbd.service,x-systemd.device-timeout=0 0 0";
+
+/// What a boot brings up: the file systems of the network, the resources, udev.
+const BOOT: &str = r#"
+boot=/run/boot-units
+if [ ! -d $boot ]; then
+    mkdir $boot
+    cd /usr/lib/systemd/system
+    cp ./*.target systemd-journald*.so* systemd-journald.service systemd-udevd*.so* systemd-udevd.service modprobe@.service systemd-poweroff.service \
+        udrbdd.service drbd.service $boot
+    printf '[Unit]
+Requires=sysinit.target systemd-journald.service systemd-udevd.service
+Wants=remote-fs.target drbd.service
+' >$boot/guest.target
+    # What is mounted when the resources are to go down.
+    mkdir $boot/drbd.service.d
+    printf '[Service]
+ExecStop=
+ExecStop=/bin/sh -c "cat /proc/mounts >/run/mounts-at-stop"
+ExecStop=/usr/lib/udrbd/resources stop
+' >$boot/drbd.service.d/look.conf
+    hostname >/etc/hostname
+    systemd-machine-id-setup
+fi
+setsid unshare --pid --mount --cgroup --fork bash -c "
+    mount --make-rshared /
+    mount -t proc proc /proc
+    mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    exec env -i container=guest PATH=$PATH SYSTEMD_UNIT_PATH=$boot:/run/systemd/generator \
+        /lib/systemd/systemd --system --unit=guest.target --log-target=null" >/dev/null 2>&1 &
+"#;
+/// As `SYSTEMD`'s, for the systemd that runs now.
+const BOOTED: &str = r#"S="nsenter --target $(pgrep -x systemd | head -1) --mount --pid --cgroup --root --wd"
+"#;
+
+/// A `_netdev` line of `/etc/fstab`: mounted at boot, when the resource is up and Primary; unmounted at shutdown, before
+/// the resource goes down. And all of it once more.
+pub(crate) fn netdev_mount() -> Result<()> {
+    machine::ensure_packages(&["udev"])?;
+    let mut node = Node::boot()?;
+    if node.run("test -x /lib/systemd/systemd")?.status != 0 {
+        return Err(skip("needs systemd"));
+    }
+    if node.run("modprobe ublk_drv && test -e /dev/ublk-control")?.status != 0 {
+        return Err(skip("needs ublk"));
+    }
+    node.install()?;
+    node.serve()?;
+    node.sh(&format!(
+        "mkfs.ext4 -q -F /dev/drbd0 && drbdadm down r0 && kill $(cat /run/udrbd/udrbdd.pid) && \
+         mkdir -p /srv/data && echo '{NETDEV}' >/etc/fstab"
+    ))?;
+    for boot in 1..=2 {
+        node.sh(BOOT)?;
+        node.sh("until grep -q '^/dev/drbd0 /srv/data ext4 ' /proc/$(pgrep -x systemd | head -1)/mounts; do sleep 0.5; done")?;
+        let up = node.sh(&format!(
+            "{BOOTED}$S systemctl is-active drbd.service remote-fs.target srv-data.mount; $S drbdadm role r0"
+        ))?;
+        ensure!(up == "active\nactive\nactive\nPrimary/Unknown\n", "boot {boot}: {up}");
+        node.sh(&format!(
+            "{BOOTED}$S sh -c 'echo {boot} >>/srv/data/boots' && test $($S cat /srv/data/boots | wc -l) = {boot} && \
+             $S systemctl --no-block start poweroff.target"
+        ))?;
+        node.sh("while pgrep -x 'systemd|udrbdd'; do sleep 0.5; done")?;
+        // At the moment the resources went down nothing was mounted from them, and now nothing is left of them.
+        node.sh(
+            "! grep /srv/data /run/mounts-at-stop && rm /run/mounts-at-stop && ! ls /dev/drbd0 /dev/ublkb0",
+        )?;
+    }
+    Ok(())
+}
+
 /// With the rule for udev systemd knows the disk by all its names: it mounts it by them, and sees it go.
 fn udev_names(node: &mut Node) -> Result<()> {
     node.sh(&format!(
