@@ -55,6 +55,12 @@ pub(crate) fn start(
             tracing::error!("drbd {resource}: the ring failed: {errno}");
             std::process::abort();
         }
+        if reactor.leaves_block_devices() {
+            // Closed here, the ring's commands to the ublk driver would be cancelled by a kernel thread while this one still
+            // takes requests from the driver, and Linux 6.12 then ends a command twice and breaks down. At the end of the thread
+            // they are cancelled in its own name, as after a kill -9. The process ends, too.
+            std::mem::forget(reactor);
+        }
     };
     let thread = std::thread::Builder::new().name(name).spawn(run).map_err(|_| Errno::EAGAIN)?;
     outcome.recv().unwrap_or(Err(Errno::EAGAIN))?;

@@ -106,6 +106,11 @@ impl Blocks {
         Some(ClientRequest { id: request, volume, operation, range, buffer: None })
     }
 
+    /// Whether there are devices that are left to another server.
+    pub(super) const fn are_left(&self) -> bool {
+        self.leaving && !self.blocks.is_empty()
+    }
+
     /// Takes no request any more, and leaves them to whoever serves the devices next.
     pub(super) const fn leave(&mut self) {
         self.leaving = true;

@@ -181,6 +181,11 @@ impl Reactor {
         }
     }
 
+    /// Whether it has ended with block devices that are left to another daemon.
+    pub(crate) const fn leaves_block_devices(&self) -> bool {
+        self.blocks.are_left()
+    }
+
     fn read_clock(&mut self) {
         let elapsed = self.origin.elapsed().as_nanos() as u64;
         self.now = self.now.max(Time(elapsed));
