@@ -93,7 +93,9 @@ pub(crate) fn openers_are_named() -> Result<()> {
         run(duo, &format!("sleep 1000 <{device} >/dev/null 2>&1 & echo $! >/run/share/pid; sleep 0.3"))?;
         expect_in_use(duo, &first, "secondary 0", "(sleep)")?;
         expect_in_use(duo, &first, &format!("down {}", first.resource), "(sleep)")?;
-        let nbd = format!("timeout 20 {IO} size nbd:{}/nbd.sock:{}", first.run_dir, first.resource);
+        // It is turned away when it is to be served, after the size has been told.
+        let export = format!("nbd:{}/nbd.sock:{}", first.run_dir, first.resource);
+        let nbd = format!("timeout 20 {IO} compare {export} {export} --bytes 4096");
         run(duo, &format!("not {nbd}; kill $(cat /run/share/pid); sleep 0.3; {nbd}"))?;
         run(duo, &format!("modprobe loop; losetup /dev/loop7 {device}"))?;
         expect_in_use(duo, &first, "secondary 0", "used by loop7")?;
