@@ -181,6 +181,12 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
+    /// Whether the peer may ask for blocks of a resync now.
+    pub(crate) const fn serves_resync(&self) -> bool {
+        use udrbd_units::ConnectionState::{PausedSyncS, SyncSource};
+        matches!(self.state.connection, SyncSource | PausedSyncS)
+    }
+
     pub(crate) fn new(number: VolumeNumber, minor: Minor, state: VolumeState) -> Self {
         Self {
             number,

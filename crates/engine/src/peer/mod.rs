@@ -50,7 +50,7 @@ pub(crate) struct PeerRequest {
     /// Operations at the disk, and whether one has failed.
     pub(crate) outstanding: u32,
     pub(crate) failed: bool,
-    /// The connection it belongs to is gone: nothing is answered.
+    /// The connection it belongs to is gone, or the resync it was read for: nothing is answered.
     pub(crate) orphaned: bool,
     /// The resync it belongs to was given up: it is answered, but its blocks stay out of sync here.
     pub(crate) given_up: bool,

@@ -39,6 +39,12 @@ impl Engine {
             self.send_negative_reply(index, &request, !application);
             return Verdict::Good;
         }
+        let resync = matches!(operation, PeerOperation::ResyncRead { .. });
+        if resync && !self.volumes[index].serves_resync() {
+            // It is of a resync that was given up, and would be answered in the next one if the disk is slow.
+            self.send_negative_reply(index, &request, true);
+            return Verdict::Good;
+        }
         let key = self.peer_requests.insert(PeerRequest {
             volume: index,
             operation,

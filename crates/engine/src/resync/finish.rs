@@ -76,15 +76,7 @@ impl Engine {
         if let Some(disk) = &mut self.volumes[index].disk {
             disk.extents.cancel_all();
         }
-        let written: Vec<Key> = self
-            .peer_requests
-            .iter()
-            .filter(|(_, request)| request.volume == index && request.operation == PeerOperation::ResyncWrite)
-            .map(|(key, _)| key)
-            .collect();
-        for key in written {
-            self.peer_requests[key].given_up = true;
-        }
+        self.disown_disk_operations(index);
         self.volumes[index].resync.held_until = None;
         for WaitingRead { key, .. } in std::mem::take(&mut self.volumes[index].resync.waiting_reads) {
             if let Some(request) = self.peer_requests.get(key) {
@@ -96,6 +88,31 @@ impl Engine {
             }
         }
         self.attention = true;
+    }
+
+    /// What a resync that was given up still has at the disk: blocks are written and answered, but say nothing of the next
+    /// one. What is read is older than what may be written from now on: it must not be sent in the next one, where it would pass
+    /// for the answer to a request for the same block.
+    fn disown_disk_operations(&mut self, index: usize) {
+        let keys: Vec<Key> = self.peer_requests.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let request = &mut self.peer_requests[key];
+            if request.volume != index || request.orphaned {
+                continue;
+            }
+            match request.operation {
+                PeerOperation::ResyncWrite => request.given_up = true,
+                PeerOperation::ChecksumRead => request.orphaned = true,
+                PeerOperation::ResyncRead { .. } if request.outstanding > 0 => {
+                    request.orphaned = true;
+                    let packet = request.request();
+                    self.send_negative_reply(index, &packet, true);
+                    let unacknowledged = &mut self.volumes[index].counters.unacknowledged;
+                    *unacknowledged = unacknowledged.saturating_sub(1);
+                }
+                _ => {}
+            }
+        }
     }
 
     fn conclude_resync(&mut self, index: usize) {

@@ -317,6 +317,10 @@ impl Engine {
 
     /// P_NEG_RS_DREPLY, or (`cancelled`) P_RS_CANCEL. They count as arrived (io spec 23.3).
     pub(crate) fn resync_reply_failed(&mut self, index: usize, range: SectorRange, cancelled: bool) {
+        if !self.volumes[index].resync.running {
+            // The resync was given up.
+            return;
+        }
         let Some(locks) = self.take_asked(index, range) else { return };
         self.resync_answered(index);
         self.volumes[index].resync.sectors_arrived += range.sectors();

@@ -49,6 +49,9 @@ pub(crate) struct Node {
     pub(crate) stuck_metadata: bool,
     /// Reads of metadata are kept instead of done.
     pub(crate) stuck_metadata_reads: bool,
+    /// Reads of data are done at once, and the engine hears of them (`unheard`) when the test says so.
+    pub(crate) late_reads: bool,
+    unheard: Vec<Event>,
     /// What is kept does not happen by chance.
     pub(crate) hanging: bool,
     kept: Vec<Action>,
@@ -103,6 +106,8 @@ impl Node {
             stuck: false,
             stuck_metadata: false,
             stuck_metadata_reads: false,
+            late_reads: false,
+            unheard: Vec::new(),
             hanging: false,
             kept: Vec::new(),
             owned: HashSet::new(),
@@ -250,6 +255,7 @@ impl Pair {
         self.nodes[node].open_disks = 0;
         self.nodes[node].listening = false;
         self.nodes[node].kept.clear();
+        self.nodes[node].unheard.clear();
         self.nodes[node].owned.clear();
         self.events.retain(|(owner, _)| *owner != node);
         let sockets: Vec<_> = self.wires.keys().filter(|(owner, _)| *owner == node).copied().collect();
@@ -579,6 +585,14 @@ impl Pair {
         }
     }
 
+    /// The engine hears of all reads that were done. Returns how many there were.
+    pub(crate) fn tell_of_reads(&mut self, node: usize) -> usize {
+        self.nodes[node].late_reads = false;
+        let before = self.events.len();
+        self.events.extend(self.nodes[node].unheard.drain(..).map(|event| (node, event)));
+        self.events.len() - before
+    }
+
     /// The first of what was kept happens now.
     pub(crate) fn unstick_first(&mut self, node: usize) {
         self.unstick_one(node, 0);
@@ -621,7 +635,11 @@ impl Pair {
                     }
                 };
                 let event = Event::ReadDone { token, buffer: Some(buffer), digest, zeroes, result: outcome };
-                self.events.push_back((node, event));
+                if self.nodes[node].late_reads {
+                    self.nodes[node].unheard.push(event);
+                } else {
+                    self.events.push_back((node, event));
+                }
             }
             Action::Write { token, range, buffer, .. } => {
                 if outcome.is_ok() {

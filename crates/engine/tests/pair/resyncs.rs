@@ -1,7 +1,7 @@
 //! Resyncs that are given up half-way, and what of them is still at a disk when the next one runs.
 
-use udrbd_engine::interface::{Command, Failure, Operation};
-use udrbd_units::{ConnectionState, DiskState};
+use udrbd_engine::interface::{Command, Event, Failure, Operation};
+use udrbd_units::{ConnectionState, DiskState, Sector};
 
 use crate::harness::{Pair, VOLUME};
 use crate::{both, demote, fast, promote, synced};
@@ -109,6 +109,62 @@ fn nothing_of_a_resync_stays_counted_that_was_given_up() {
     pair.unstick(1);
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
     nothing_is_counted(&mut pair);
+}
+
+/// Node 1 asks for a block, and loses its disk; node 0 has read 7s and does not know it yet. Meanwhile the block becomes 8s.
+fn a_read_that_outlives_its_resync() -> Pair {
+    let mut pair = synced();
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    pair.write(0, 0, 7, 4096).unwrap();
+    pair.command(1, Command::Connect(Box::default())).unwrap();
+    pair.nodes[0].late_reads = true;
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::SyncTarget);
+    pair.pass(1);
+    pair.command(1, Command::Detach { volume: VOLUME, force: true }).unwrap();
+    pair.until(|pair| pair.nodes[1].status().disk == DiskState::Diskless);
+    pair.settle();
+    assert_eq!(pair.nodes[0].status().connection, ConnectionState::Connected);
+    pair.write(0, 0, 8, 4096).unwrap();
+    pair
+}
+
+#[test]
+fn what_a_resync_that_was_given_up_has_read_goes_into_no_other() {
+    let mut pair = a_read_that_outlives_its_resync();
+    pair.attach(1, fast()).unwrap();
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::SyncTarget);
+    let connections = pair.nodes[1].log.len();
+    pair.pass(1);
+    assert_eq!(pair.tell_of_reads(0), 2, "one of each resync");
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.differences().is_empty(), "{}", pair.describe());
+    let lost = pair.nodes[1].log[connections..].iter().any(|line| line.contains("connection lost"));
+    assert!(!lost, "{}", pair.describe());
+    nothing_is_counted(&mut pair);
+}
+
+#[test]
+fn a_request_that_comes_after_its_resync_is_refused_at_once() {
+    let mut pair = synced();
+    pair.nodes[0].late_reads = true;
+    let socket = pair.socket(0, true).unwrap();
+    let request = udrbd_wire::BlockRequest::new(Sector(0), udrbd_wire::BlockId::SYNCER, 4096);
+    let packet = udrbd_wire::Packet::ResyncDataRequest(request);
+    let event = Event::Packet {
+        socket,
+        volume: VOLUME,
+        packet,
+        payload: None,
+        payload_bytes: 0,
+        bytes: Vec::new(),
+        digest: None,
+        intact: true,
+    };
+    pair.inject(0, event);
+    pair.settle();
+    assert_eq!(pair.tell_of_reads(0), 0);
+    let last = pair.packets.last().map(|(node, packet)| (*node, packet.clone()));
+    assert!(matches!(last, Some((0, udrbd_wire::Packet::NegativeResyncDataReply(_)))), "{last:?}");
 }
 
 #[test]
