@@ -82,6 +82,8 @@ bugs! {
     BitmapInFlight = "bitmap-in-flight",
     /// Writes during the exchange of bitmaps are not told to the target (io spec I19).
     NoOutOfSyncNotice = "no-out-of-sync-notice",
+    /// Writes of a node that is Ahead are not told to the one that is Behind (io spec 17).
+    SilentAhead = "silent-ahead",
     /// A received bitmap is not merged into the own one (io spec I19).
     ForgetPeersBits = "forget-peers-bits",
     /// A node that stores for a diskless Primary keeps no activity log (io spec I21).

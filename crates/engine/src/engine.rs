@@ -171,10 +171,10 @@ impl Engine {
             self.connection.ping_timer,
             self.connection.request_timer,
         ];
-        let volumes = self
-            .volumes
-            .iter()
-            .flat_map(|volume| [volume.resync.timer, volume.resync.reads_due(), volume.disk_timer]);
+        let volumes = self.volumes.iter().flat_map(|volume| {
+            let resync = &volume.resync;
+            [resync.timer, resync.reads_due(), volume.disk_timer, volume.return_at]
+        });
         let commands = self.commands.iter().map(|command| self.command_timeout(command));
         connection.into_iter().chain(volumes).chain(commands).flatten().min()
     }
@@ -195,6 +195,7 @@ impl Engine {
         for index in 0..self.volumes.len() {
             self.run_resync_step(index);
             self.disk_timeout(index);
+            self.return_from_ahead(index);
         }
         self.attention = true;
     }
@@ -242,6 +243,7 @@ impl Engine {
             return false;
         }
         let mut progress = self.run_abandon(index);
+        progress |= self.run_congestion(index);
         progress |= self.run_attach(index);
         progress |= self.run_resizing(index);
         progress |= self.run_activity_log(index);

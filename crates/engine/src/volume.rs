@@ -146,6 +146,12 @@ pub(crate) struct Volume {
     pub(crate) peer_writes: u32,
     /// Requests admitted and not completed.
     pub(crate) admitted: u32,
+    /// Sectors of own writes that TCP has taken and the peer is not done with.
+    pub(crate) in_flight_sectors: u64,
+    /// That has become too much: what `on-congestion` says is about to be done.
+    pub(crate) congested: bool,
+    /// When a node that is Ahead lets its peer catch up.
+    pub(crate) return_at: Option<Time>,
     /// Short internal suspensions of admission.
     pub(crate) quiesce: u32,
     /// A new current identifier is not durable yet: nothing may complete unreplicated (io spec I13). The version of
@@ -181,10 +187,10 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// Whether the peer may ask for blocks of a resync now.
+    /// Whether the peer may ask for blocks of a resync now. (While Ahead it hears that it does not get them.)
     pub(crate) const fn serves_resync(&self) -> bool {
-        use udrbd_units::ConnectionState::{PausedSyncS, SyncSource};
-        matches!(self.state.connection, SyncSource | PausedSyncS)
+        use udrbd_units::ConnectionState::{Ahead, PausedSyncS, SyncSource};
+        matches!(self.state.connection, SyncSource | PausedSyncS | Ahead)
     }
 
     pub(crate) fn new(number: VolumeNumber, minor: Minor, state: VolumeState) -> Self {
@@ -216,6 +222,9 @@ impl Volume {
             sync_write_sectors: 0,
             peer_writes: 0,
             admitted: 0,
+            in_flight_sectors: 0,
+            congested: false,
+            return_at: None,
             quiesce: 0,
             current_due: None,
             packet_sequence: 0,

@@ -73,6 +73,7 @@ impl World {
                 self.close_end(connection, end, ending);
             }
         }
+        self.in_transit.retain(|write| write.issuer != node);
         self.checker.daemon_lost(node);
         self.checker.mirroring_ends(0);
         self.checker.mirroring_ends(1);
@@ -522,7 +523,10 @@ impl World {
         if self.budget > 0 {
             self.call_clients(0);
         }
-        let calm = self.budget == 0 && self.nodes.iter().all(|node| node.requests.is_empty());
+        self.forget_what_arrived();
+        let calm = self.budget == 0
+            && self.nodes.iter().all(|node| node.requests.is_empty())
+            && self.in_transit.is_empty();
         if self.are_equal && calm {
             self.conclude();
             return;

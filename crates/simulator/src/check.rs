@@ -387,6 +387,16 @@ impl Checker {
         }
     }
 
+    /// A write on its way to a disk that is taken for equal to the other's: what the disk holds there now may be served.
+    pub(crate) fn may_still_lack(&mut self, disk: NodeId, contents: &Disk, number: Tag) {
+        let range = self.writes[number as usize].range;
+        for sector in range.start.0..range.end().0 {
+            let value = contents.data.sector(sector).copied().unwrap_or(0);
+            let possible = self.views[disk].entry(sector).or_insert_with(|| ZERO.to_vec());
+            possible.extend([value, number]);
+        }
+    }
+
     /// An administrator says that what this disk holds is good.
     pub(crate) fn declare_good(&mut self, node: NodeId, disk: &Disk) {
         let view: View = self.views[node]

@@ -10,7 +10,7 @@ use crate::machine::{VOLUME, zeroes};
 use crate::network::NodeId;
 use crate::node::{ClientRequest, Mirrored};
 use crate::plan::SECOND;
-use crate::world::{Due, World};
+use crate::world::{Due, InTransit, World};
 
 /// How long clients wait for a Primary before they give up.
 const PATIENCE: u64 = 15 * SECOND;
@@ -216,16 +216,26 @@ impl World {
     fn write_completed(&mut self, node: NodeId, request: &ClientRequest) {
         self.coverage.check("completed writes");
         let write = request.write;
-        let on = [0, 1].map(|disk| self.checker.has(&self.nodes[disk].disk, write, false));
+        let mut on = [0, 1].map(|disk| self.checker.has(&self.nodes[disk].disk, write, false));
         let name = format!("write {write} of {:?} on node {node}", request.range);
         // A peer that acknowledged the write and lost power since may have lost it with its cache.
         let peer_failed = request.mirrored_since.is_some_and(|since| since.life != self.nodes[1 - node].life);
-        if !on[0] && !on[1] && !peer_failed {
+        // With protocol A the write may still be on its way to the peer: nothing is promised of that.
+        let asynchronous = self.is_asynchronous();
+        let sent = asynchronous && (request.mirrored_since.is_some() || self.nodes[node].mirroring);
+        if sent {
+            self.in_transit.push(InTransit { issuer: node, write, range: request.range });
+            self.forget_what_arrived();
+        }
+        let on_its_way = self.in_transit.iter().any(|other| other.write == write);
+        on[1 - node] &= !on_its_way;
+        if !on[0] && !on[1] && !peer_failed && !sent {
             self.fail("a completed write is on a disk", name);
             return;
         }
-        let mirrored =
-            request.mirrored_since.is_some() && request.mirrored_since == self.mirrored_since(node);
+        let mirrored = !asynchronous
+            && request.mirrored_since.is_some()
+            && request.mirrored_since == self.mirrored_since(node);
         if mirrored && !on[1 - node] {
             self.fail("a completed write is on both disks", format!("{name} is not on the peer's"));
             return;
@@ -242,7 +252,8 @@ impl World {
                 }
             }
         }
-        let good = [0, 1].map(|disk: NodeId| self.nodes[disk].disk_state() >= DiskState::Consistent);
+        let good =
+            [0, 1].map(|disk: NodeId| !on_its_way && self.nodes[disk].disk_state() >= DiskState::Consistent);
         // The acknowledgement was on its way when the peer lost power with what was in its cache, as if it had come just
         // before: this node does not know, and if it fails as well before it does, nobody can.
         let own = &self.nodes[node];

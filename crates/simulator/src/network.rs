@@ -132,6 +132,16 @@ impl Network {
         found
     }
 
+    /// Whether something a node has sent may still arrive.
+    pub(crate) fn carries_from(&self, node: NodeId) -> bool {
+        self.connections.iter().any(|connection| {
+            (0..2).any(|end| {
+                let [own, other] = [connection.ends[end], connection.ends[1 - end]];
+                own.node == node && other.open && !connection.directions[end].frames.is_empty()
+            })
+        })
+    }
+
     /// Sends something. Returns when it arrives.
     pub(crate) fn send(
         &mut self,

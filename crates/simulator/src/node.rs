@@ -237,6 +237,11 @@ impl Node {
         buffer
     }
 
+    /// Whether something is at the disk: a write may wait for it.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
     /// Nothing of the daemon is left.
     pub(crate) fn forget_daemon(&mut self) {
         self.engine = None;

@@ -1,6 +1,6 @@
 //! What a seed means: the sizes, delays and options of a run, and what is done to the nodes and when.
 
-use udrbd_engine::interface::{DiskOptions, Duration, NetOptions, Protocol, ReadBalancing};
+use udrbd_engine::interface::{DiskOptions, Duration, NetOptions, OnCongestion, Protocol, ReadBalancing};
 
 use crate::aims::{self, Aim};
 use crate::network::NodeId;
@@ -8,6 +8,8 @@ use crate::random::Random;
 
 /// A millisecond of simulated time, in nanoseconds.
 pub(crate) const MILLISECOND: u64 = 1_000_000;
+/// What makes the protocol of a seed.
+const ASYNCHRONOUS: u64 = 0x6173_796e;
 /// What makes `c-min-rate` of a seed.
 const MIN_RATE: u64 = 0x7261_7465;
 /// A second of simulated time, in nanoseconds.
@@ -179,6 +181,16 @@ pub enum Operation {
     Resolve,
 }
 
+impl Operation {
+    /// Whether it suspends I/O, now or at its moment.
+    fn suspends(&self) -> bool {
+        match self {
+            Self::When { then, .. } => then.suspends(),
+            other => matches!(other, Self::Suspend { .. }),
+        }
+    }
+}
+
 /// An operation and its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -251,7 +263,7 @@ impl Plan {
 
     fn with_aim(seed: u64, aim: Option<Aim>) -> Self {
         let mut random = Random::new(seed);
-        let (mut settings, steps) = match aim {
+        let (mut settings, mut steps) = match aim {
             Some(aim) => aims::plan(aim, &mut random),
             None => {
                 let wide = random.one_in(6);
@@ -262,6 +274,9 @@ impl Plan {
         };
         // By itself, so that everything else of a seed stays what it was.
         settings.disk_options.c_min_rate_kib = Random::new(seed ^ MIN_RATE).pick(&[0, 0, 250, 4_000]);
+        if aim != Some(Aim::Failures) {
+            run_asynchronously(&mut Random::new(seed ^ ASYNCHRONOUS), &mut settings, &mut steps);
+        }
         Self { aim, settings, steps, random, bug: None }
     }
 
@@ -384,6 +399,25 @@ fn net_options(random: &mut Random) -> NetOptions {
         options.csums_after_crash_only = random.one_in(2);
     }
     options
+}
+
+/// Some runs have protocol A, most of them with a link that is soon congested. I/O is not suspended in those: after it, DRBD
+/// does not know what of protocol A has arrived.
+fn run_asynchronously(random: &mut Random, settings: &mut Settings, steps: &mut Vec<Step>) {
+    if !random.one_in(8) {
+        return;
+    }
+    let options = &mut settings.net_options;
+    options.protocol = Protocol::A;
+    options.on_congestion = random.pick(&[
+        OnCongestion::PullAhead,
+        OnCongestion::PullAhead,
+        OnCongestion::PullAhead,
+        OnCongestion::Block,
+    ]);
+    options.congestion_fill_sectors = random.pick(&[8, 64, 256, 0]);
+    options.congestion_extents = random.pick(&[2, 1237]);
+    steps.retain(|step| !step.operation.suspends());
 }
 
 /// How long a fault lasts.

@@ -4,12 +4,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use udrbd_engine::interface::{
-    Actions, Event, HandlerId, Report, RequestId, ResourceStatus, SocketId, SocketLoss, Time, Token,
+    Actions, Event, HandlerId, Protocol, Report, RequestId, ResourceStatus, SocketId, SocketLoss, Time, Token,
 };
 use udrbd_units::{ConnectionState, DiskState, Role, SectorRange};
 
 use crate::check::{Checker, Violation};
 use crate::coverage::Coverage;
+use crate::disk::Tag;
 use crate::network::{Network, NodeId};
 use crate::node::Node;
 use crate::plan::{Operation, Plan, SECOND};
@@ -128,6 +129,15 @@ pub struct Outcome {
     pub coverage: Coverage,
 }
 
+/// A write of protocol A that has completed and is not on the peer's disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InTransit {
+    /// Whose client's it is.
+    pub(crate) issuer: NodeId,
+    pub(crate) write: Tag,
+    pub(crate) range: SectorRange,
+}
+
 /// A run under way.
 pub(crate) struct World {
     pub(crate) plan: Plan,
@@ -161,6 +171,7 @@ pub(crate) struct World {
     /// The nodes have had the same data once: from then on every difference is accounted for.
     pub(crate) were_equal: bool,
     pub(crate) are_equal: bool,
+    pub(crate) in_transit: Vec<InTransit>,
     /// A node finished a resync that its source does not know of: it must not be promoted before they meet again.
     pub(crate) ahead_of_its_source: [bool; 2],
     /// A split brain is to be expected: an administrator promoted a node behind the other's back.
@@ -198,6 +209,7 @@ impl World {
             over: false,
             were_equal: plan.settings.in_sync,
             are_equal: false,
+            in_transit: Vec::new(),
             ahead_of_its_source: [false; 2],
             next_audit: plan.settings.audit_events,
             plan,
@@ -419,6 +431,7 @@ impl World {
         }
         let is_target = |state| matches!(state, ConnectionState::SyncTarget | ConnectionState::PausedSyncT);
         if is_target(present.0) && !is_target(before.0) {
+            self.in_transit.retain(|write| write.issuer != node);
             let result = self.checker.becomes_target(node);
             self.check("SyncTarget discards nothing", result);
         }
@@ -481,12 +494,20 @@ impl World {
 
     fn nodes_are_equal(&mut self, node: NodeId, when: &str) {
         let peer = &self.nodes[1 - node];
-        let with_peer = peer.engine.is_some() && peer.connection() >= ConnectionState::Connected;
+        // A source that has pulled ahead meanwhile writes on, and tells.
+        let with_peer = peer.engine.is_some()
+            && peer.connection() >= ConnectionState::Connected
+            && peer.connection() != ConnectionState::Ahead;
         if with_peer {
             self.compare(when);
         }
         self.were_equal = true;
         self.checker.became_equal(node, &self.nodes[node].disk, with_peer);
+        self.forget_what_arrived();
+        for write in self.in_transit.clone() {
+            let mirror = 1 - write.issuer;
+            self.checker.may_still_lack(mirror, &self.nodes[mirror].disk, write.write);
+        }
         let result = self.checker.check_disk(&self.nodes[node].disk, node, when);
         let busy = self.busy_ranges();
         if busy.is_empty() {
@@ -494,13 +515,34 @@ impl World {
         }
     }
 
+    /// Whether a write completes before the peer has it.
+    pub(crate) fn is_asynchronous(&self) -> bool {
+        self.plan.settings.net_options.protocol == Protocol::A
+    }
+
+    /// Looks which writes have got to the peer's disk since: where both hold the same and nothing more can come, nothing is
+    /// missing. (The values alone do not tell: of overlapping writes that were under way together either might have been the
+    /// last, and what a disk held before may look like zeroes that are to come.)
+    pub(crate) fn forget_what_arrived(&mut self) {
+        let may_come =
+            [0, 1].map(|issuer| self.network.carries_from(issuer) || self.nodes[1 - issuer].is_busy());
+        let nodes = &self.nodes;
+        let holds = |node: NodeId, sector: u64| nodes[node].disk.data.sector(sector).copied().unwrap_or(0);
+        self.in_transit.retain(|write| {
+            let mut sectors = write.range.start.0..write.range.end().0;
+            may_come[write.issuer] || sectors.any(|sector| holds(0, sector) != holds(1, sector))
+        });
+    }
+
     /// Ranges of writes under way: there the disks may differ.
     pub(crate) fn busy_ranges(&self) -> Vec<SectorRange> {
+        let in_transit = self.in_transit.iter().map(|write| write.range);
         self.nodes
             .iter()
             .flat_map(|node| node.requests.values())
             .filter(|request| request.operation.is_write())
             .map(|request| request.range)
+            .chain(in_transit)
             .collect()
     }
 

@@ -37,6 +37,8 @@ const CASES: &[Case] = &[
     Case::new("kernel_pair_resyncs_after_a_cut_link", link::kernel_pair),
     Case::new("udrbd_resyncs_a_kernel_peer_after_a_cut_link", link::udrbd_primary),
     Case::new("kernel_resyncs_an_udrbd_peer_after_a_cut_link", link::kernel_primary),
+    Case::new("udrbd_pulls_ahead_of_a_kernel_peer_on_a_slow_link", link::udrbd_congested),
+    Case::new("kernel_pulls_ahead_of_an_udrbd_peer_on_a_slow_link", link::udrbd_behind),
     Case::new("killed_udrbd_primary_recovers_against_a_kernel_peer", link::killed_primary),
     Case::new("block_device_is_mounted_on_one_node_after_the_other", block::fails_over),
     Case::new("block_device_is_not_taken_from_whoever_has_it_open", block::openers_are_named),

@@ -286,7 +286,8 @@ impl Engine {
         if unnamed && new.connection < Connected && all_bits && self.volumes[index].has_disk() {
             self.force_state(index, StateRequest::disk(DiskState::Inconsistent));
         }
-        let given_up = was_syncing && self.volumes[index].state.connection == Connected;
+        let was_ahead = matches!(old.connection, Ahead | ConnectionState::Behind);
+        let given_up = (was_syncing || was_ahead) && self.volumes[index].state.connection == Connected;
         if (given_up && self.volumes[index].resync.running)
             || (old.connection >= Connected && new.connection < Connected)
         {

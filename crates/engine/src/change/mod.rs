@@ -177,6 +177,17 @@ impl Engine {
                 _ => {}
             }
         }
+        if matches!(new.connection, ConnectionState::Ahead | ConnectionState::Behind) {
+            // Nothing is asked for any more, and no answer counts as one to a resync that runs.
+            self.volumes[index].resync.overtake();
+            self.doubt_what_was_told(index);
+            if let Some(disk) = &mut self.volumes[index].disk {
+                disk.extents.drop_half_lock();
+            }
+        }
+        if old.connection == ConnectionState::Ahead {
+            self.volumes[index].return_at = None;
+        }
         if new.connection < Connected {
             self.volumes[index].was_verifying = false;
         }

@@ -157,7 +157,7 @@ impl Engine {
                 self.bitmap_received(index, &inbound.packet, &inbound.bytes)
             }
             Packet::OutOfSync(range) => {
-                self.volumes[index].set_out_of_sync(range.range());
+                self.out_of_sync_received(index, range.range());
                 Verdict::Good
             }
             Packet::UnplugRemote | Packet::DelayProbe(_) => Verdict::Good,
@@ -250,6 +250,9 @@ impl Engine {
             }
             Packet::NegativeDataReply(ack) => {
                 self.sequence_seen(index, ack.sequence);
+                if self.proof_received(index, ack.block_id) {
+                    return true;
+                }
                 let text = format!("Got NegDReply; Sector {}s, len {}.", ack.sector, ack.size);
                 self.say_rarely(Level::Error, Some(index), text);
                 self.remote_read_failed(Key::from_number(ack.block_id.0));

@@ -63,6 +63,8 @@ impl Engine {
         let mut connection = if old.connection == C::WFReportParams { C::Connected } else { old.connection };
         if received.connection == C::Ahead {
             connection = C::Behind;
+            // The resync it asked for before that is not to begin any more.
+            self.volumes[index].resync.start = None;
         }
         let mut received_disk = received.disk;
         let unknown = self.volumes[index].peer_generations.is_none();
@@ -132,6 +134,9 @@ impl Engine {
         {
             if received.connection > C::Connected && received.connection < C::SyncSource {
                 *peer_disk = DiskState::Inconsistent;
+            } else if old.connection == C::Ahead && received.connection == C::Connected {
+                // It was done with the last resync before it heard that it is Behind.
+                return true;
             } else if old.connection >= C::SyncSource && received.connection == C::Connected {
                 // Writes that the target marked in sync may still wait for their barrier here.
                 self.volumes[index].resync.peer_is_done = true;

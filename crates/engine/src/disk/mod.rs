@@ -192,6 +192,10 @@ impl Engine {
 
     /// Marks the whole blocks of a range in sync on this node. Returns how many bits were cleared.
     pub(crate) fn set_in_sync(&mut self, index: usize, range: SectorRange) -> u64 {
+        if self.volumes[index].state.connection == udrbd_units::ConnectionState::Behind {
+            // What is written now was sent before the peer was Ahead: it may have another version already.
+            return 0;
+        }
         let now = self.now;
         let partial = self.bug(crate::bugs::Bug::ClearPartialBlock);
         let volume = &mut self.volumes[index];
@@ -207,6 +211,7 @@ impl Engine {
             let left = disk.bitmap.set_count();
             volume.resync.advance(now, left);
             self.attention = true;
+            self.note_told(index, range);
         }
         cleared
     }

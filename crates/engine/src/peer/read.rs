@@ -115,6 +115,10 @@ impl Engine {
 
     /// P_DATA_REPLY: the data of an own read.
     pub(crate) fn data_reply(&mut self, index: usize, reply: wire::BlockReply, inbound: &Inbound) -> Verdict {
+        if self.proof_received(index, reply.block_id) {
+            self.release(inbound.payload);
+            return Verdict::Good;
+        }
         let key = Key::from_number(reply.block_id.0);
         let matches = self.requests.get(key).is_some_and(|request| {
             request.volume == index

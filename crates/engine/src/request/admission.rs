@@ -53,6 +53,7 @@ impl Engine {
         !self.suspension.any()
             && volume.quiesce == 0
             && volume.current_due.is_none()
+            && !volume.congested
             && !self.connection.lost_log_pending
             && !self.peer_must_hear_first()
             && self.state_is_stable(index)
@@ -100,9 +101,11 @@ impl Engine {
             net: Net::None,
             barrier_expected: false,
             net_done: false,
+            in_flight: false,
             doubtful: false,
             marked: false,
             set_in_sync: false,
+            overtaken: false,
             extents_held: 0,
             in_tree: false,
             in_log: false,

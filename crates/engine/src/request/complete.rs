@@ -142,10 +142,18 @@ impl Engine {
     /// marked in sync may still wait for its barrier: it must not clear them again when it ends.
     pub(crate) fn write_sets_out_of_sync(&mut self, index: usize, range: SectorRange) -> u64 {
         let requests = &mut self.requests;
+        let mut unsettled = Vec::new();
         for (_, older) in self.volumes[index].writes.overlapping(range) {
             if let Some(older) = requests.get_mut(older) {
-                older.set_in_sync = false;
+                if std::mem::take(&mut older.set_in_sync) {
+                    unsettled.push(older.range);
+                }
+                older.overtaken = true;
             }
+        }
+        // Of those the peer has cleared its bits, also where this write does not reach.
+        for range in unsettled {
+            self.announce_again(index, range);
         }
         self.volumes[index].set_out_of_sync(range)
     }

@@ -2,6 +2,7 @@
 
 mod admission;
 mod complete;
+mod congestion;
 mod read;
 mod transfer_log;
 mod write;
@@ -58,12 +59,16 @@ pub(crate) struct Request {
     pub(crate) barrier_expected: bool,
     /// The peer is done with it for good (ND).
     pub(crate) net_done: bool,
+    /// It counts as on its way to the peer: TCP has it, and the peer is not done with it.
+    pub(crate) in_flight: bool,
     /// The peer's disk went before the peer was done with it for good: what it acknowledged may be lost.
     pub(crate) doubtful: bool,
     /// Its bits are set already.
     pub(crate) marked: bool,
     /// The peer marked it in sync (SIS).
     pub(crate) set_in_sync: bool,
+    /// A later write to the same place, which the peer does not get, has set its bits: this one must not clear them.
+    pub(crate) overtaken: bool,
     /// How many activity log references are held, from the first extent on.
     pub(crate) extents_held: u32,
     /// It is in the tree of writes others must wait for.

@@ -69,7 +69,7 @@ impl Engine {
             WriteAnswer::Received | WriteAnswer::Written => request.net = Net::Ok,
             WriteAnswer::WrittenInSync => {
                 request.net = Net::Ok;
-                request.set_in_sync = true;
+                request.set_in_sync = !request.overtaken;
             }
             WriteAnswer::Failed => request.net = Net::Failed,
             WriteAnswer::Superseded => {
@@ -86,6 +86,13 @@ impl Engine {
         if was_pending && request.net != Net::Pending {
             self.volumes[index].counters.peer_pending -= 1;
         }
+        if matches!(answer, WriteAnswer::Superseded | WriteAnswer::Retry) {
+            self.leaves_flight(key);
+        }
+        let request = &self.requests[key];
+        if answer == WriteAnswer::WrittenInSync && request.overtaken {
+            self.announce_again(index, request.range);
+        }
         let request = &self.requests[key];
         if request.net == Net::Failed || (request.doubtful && request.net != Net::Pending) {
             self.mark_out_of_sync(key);
@@ -96,6 +103,10 @@ impl Engine {
 
     /// TCP has a write: with protocol A the peer counts as having it (io spec 5.3).
     pub(crate) fn write_sent(&mut self, key: Key) {
+        if self.requests.get(key).is_none() {
+            return;
+        }
+        self.enters_flight(key);
         if let Some(request) = self.requests.get_mut(key)
             && request.net == Net::Pending
         {
@@ -138,10 +149,12 @@ impl Engine {
             let request = &mut self.requests[*key];
             if request.barrier_expected {
                 request.net_done = true;
+                self.leaves_flight(*key);
                 self.settle(*key);
             }
         }
         self.connection.scratch = members;
+        self.may_return_from_ahead();
         Ok(())
     }
 
@@ -188,6 +201,7 @@ impl Engine {
             request.net_done = true;
             request.postponed = false;
             request.held = false;
+            self.leaves_flight(key);
             self.settle(key);
         }
         for key in std::mem::take(&mut self.connection.remote_reads) {
@@ -213,6 +227,7 @@ impl Engine {
                         request.net = Net::Failed;
                     }
                     request.net_done = true;
+                    self.leaves_flight(key);
                     self.settle(key);
                 }
                 Net::Pending => self.resend_write(key),
@@ -292,6 +307,7 @@ impl Engine {
                 // It starts over with fresh activity log coverage. Nothing is held of a disk that has gone; another
                 // volume's still is there.
                 self.release_extents(key);
+                self.leaves_flight(key);
                 self.log.retain(|other| *other != key);
                 self.readmit(key);
             } else {

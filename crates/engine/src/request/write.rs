@@ -59,8 +59,12 @@ impl Engine {
             return;
         }
         // What waited for the activity log while the peer was lost must not complete before the new generation is on disk
-        // (io spec I13).
-        if self.suspension.any() || self.volumes[index].current_due.is_some() || self.peer_must_hear_first() {
+        // (io spec I13). Nor must what is too much for the peer be sent.
+        if self.suspension.any()
+            || self.volumes[index].current_due.is_some()
+            || self.peer_must_hear_first()
+            || self.is_congested(index)
+        {
             self.release_extents(key);
             self.readmit(key);
             return;
@@ -81,11 +85,9 @@ impl Engine {
         }
         if writes_go_to_peer(state) {
             self.replicate(key);
-        } else if out_of_sync_goes_to_peer(state) && self.write_sets_out_of_sync(index, range) > 0 {
-            self.flush_barrier(self.requests[key].epoch);
-            if !self.bug(Bug::NoOutOfSyncNotice) {
-                self.send_out_of_sync(index, range);
-            }
+        } else if out_of_sync_goes_to_peer(state) {
+            let newly_set = self.write_sets_out_of_sync(index, range);
+            self.announce_unmirrored(key, newly_set);
         }
         if local && self.volumes[index].has_disk() {
             self.write_locally(key);
@@ -262,6 +264,7 @@ impl Engine {
             request.in_tree = false;
             request.in_log = false;
             let own = request.range;
+            self.leaves_flight(key);
             let volume = &mut self.volumes[index];
             volume.counters.peer_pending -= 1;
             volume.writes.remove(own, key);

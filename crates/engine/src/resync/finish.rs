@@ -50,6 +50,16 @@ impl Engine {
                 if self.connection.pings_answered < number || self.volumes[index].state_locked {
                     return false;
                 }
+                if !self.ask_for_proof(index) {
+                    self.volumes[index].resync.finishing = Some(Finish::Proven);
+                }
+                true
+            }
+            Some(Finish::Proof(_)) => false,
+            Some(Finish::Proven) => {
+                if self.volumes[index].state_locked {
+                    return false;
+                }
                 self.volumes[index].resync.finishing = None;
                 if !self.resync_goes_on(index) {
                     self.conclude_resync(index);

@@ -3,6 +3,7 @@
 mod control;
 pub(crate) mod exchange;
 mod finish;
+mod proof;
 mod source;
 mod start;
 mod target;
@@ -61,12 +62,18 @@ pub(crate) struct Resync {
     pub(super) pending: u32,
     /// What was asked for, by its first sector, with the locks.
     pub(super) asked: BTreeMap<Sector, (SectorRange, Locks)>,
+    /// Some of it is of the run before: nothing is asked for until that has been answered.
+    pub(super) leftover: bool,
+    /// Where bits were cleared in this run, and nothing shows that the peer heard of it before it was Ahead.
+    pub(super) told: Vec<SectorRange>,
+    /// Where of it the peer has written since without mirroring: that the digests were equal says nothing of it any more.
+    pub(super) announced: BTreeSet<Sector>,
     pub(crate) timer: Option<Time>,
     pub(super) controller: Controller,
     pub(super) sectors_arrived: u64,
     /// The superblock that has to be durable before the first request.
     pub(super) after_superblock: Option<u64>,
-    pub(super) by_checksum: bool,
+    pub(crate) by_checksum: bool,
     pub(super) equal_blocks: u64,
 
     /// Source: reads of the peer that wait for their turn or their extent.
@@ -92,6 +99,10 @@ pub(super) enum Finish {
     Extents,
     /// The ping with this number has to be answered.
     Ping(u64),
+    /// What the peer sends after it has heard of all blocks has to come: the answer to the read of this name.
+    Proof(u64),
+    /// It has come.
+    Proven,
 }
 
 impl Resync {
@@ -106,7 +117,8 @@ impl Resync {
         self.marks = [(now, total); MARKS];
         self.last_mark = 0;
         self.next_block = 0;
-        self.asked.clear();
+        // What was asked for before this node was Behind is still answered.
+        self.leftover = !self.asked.is_empty();
         self.controller = Controller::default();
         self.sectors_arrived = 0;
         self.equal_blocks = 0;
@@ -133,6 +145,9 @@ impl Resync {
         self.total = 0;
         self.failed = 0;
         self.asked.clear();
+        self.announced.clear();
+        self.told.clear();
+        self.leftover = false;
         self.timer = None;
         self.finishing = None;
         self.sync_uuid_due = None;
@@ -148,6 +163,25 @@ impl Resync {
     /// The resync has ended here, in good order or not: no answer to it clears a bit any more.
     pub(crate) fn forget_sent_blocks(&mut self) {
         self.sent_blocks.clear();
+    }
+
+    /// One of the nodes is Ahead of the other: the resync stands still until the next one takes its place.
+    pub(crate) fn overtake(&mut self) {
+        self.timer = None;
+        self.finishing = None;
+        self.done_posted = false;
+        self.peer_is_done = false;
+        self.sent_blocks.clear();
+    }
+
+    /// Whether no resync is about to begin or to end.
+    pub(crate) fn is_uneventful(&self) -> bool {
+        self.start.is_none() && self.sync_uuid_due.is_none() && self.finishing.is_none() && !self.peer_is_done
+    }
+
+    /// Whether the peer has been sent or asked for something, and has not answered.
+    pub(crate) const fn is_owed_answers(&self) -> bool {
+        self.pending > 0
     }
 
     pub(crate) const fn pause(&mut self, now: Time) {

@@ -40,6 +40,9 @@ enum Locking {
 impl Engine {
     /// Starts the reads whose extents are free of application writes. Returns whether one was started.
     pub(crate) fn run_resync_reads(&mut self, index: usize) -> bool {
+        if self.volumes[index].state.connection == ConnectionState::Ahead {
+            return self.cancel_waiting_reads(index);
+        }
         let mut progress = false;
         let now = self.now;
         let resync = &mut self.volumes[index].resync;
@@ -114,14 +117,7 @@ impl Engine {
         self.volumes[index].resync.by_checksum |= wanted.is_some();
         let state = self.volumes[index].state;
         if state.connection == ConnectionState::Ahead {
-            let sequence = wire::SequenceNumber(self.volumes[index].next_sequence());
-            let ack = wire::BlockAck {
-                sector: packet.sector,
-                block_id: packet.block_id,
-                size: packet.size,
-                sequence,
-            };
-            self.send_on_meta(index, wire::Packet::ResyncCancel(ack));
+            self.cancel_read(index, &packet);
         } else if failed {
             let text = format!("Sending NegRSDReply. sector {}s.", packet.sector);
             self.say_rarely(crate::interface::Level::Error, Some(index), text);
@@ -156,12 +152,43 @@ impl Engine {
         self.unlock(index, locks);
     }
 
+    /// This node is Ahead: a block the peer asks for is out of date as soon as it is sent.
+    fn cancel_read(&mut self, index: usize, request: &wire::BlockRequest) {
+        let sequence = wire::SequenceNumber(self.volumes[index].next_sequence());
+        let (sector, block_id, size) = (request.sector, request.block_id, request.size);
+        let ack = wire::BlockAck { sector, block_id, size, sequence };
+        self.send_on_meta(index, wire::Packet::ResyncCancel(ack));
+    }
+
+    /// Cancels the reads that wait. Returns whether there were any.
+    fn cancel_waiting_reads(&mut self, index: usize) -> bool {
+        let waiting = std::mem::take(&mut self.volumes[index].resync.waiting_reads);
+        self.volumes[index].resync.held_until = None;
+        for read in &waiting {
+            let Some(request) = self.peer_requests.get(read.key) else { continue };
+            let (range, packet) = (request.range, request.request());
+            self.cancel_read(index, &packet);
+            self.forget_peer_request(read.key);
+            let volume = &mut self.volumes[index];
+            volume.counters.unacknowledged = volume.counters.unacknowledged.saturating_sub(1);
+            if let Some(disk) = &mut volume.disk {
+                for extent in extents(range) {
+                    disk.extents.give_up_wait(extent);
+                }
+            }
+        }
+        !waiting.is_empty()
+    }
+
     /// The target has written a block.
     pub(crate) fn resync_write_done(&mut self, index: usize, range: SectorRange) {
         self.resync_answered(index);
         // An answer that comes after its resync was cut short says nothing of what has been written since.
         if self.volumes[index].resync.sent_blocks.remove(&(range.start, range.bytes)) {
             self.set_in_sync(index, range);
+        } else if self.volumes[index].state.connection == ConnectionState::Ahead {
+            // The peer has just cleared the bits of a block that may have been written since.
+            self.send_out_of_sync(index, range);
         }
         self.source_may_be_done(index);
     }

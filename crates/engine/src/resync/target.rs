@@ -48,6 +48,12 @@ impl Engine {
             return;
         }
         self.volumes[index].resync.after_superblock = None;
+        let volume = &mut self.volumes[index];
+        volume.resync.leftover &= !volume.resync.asked.is_empty();
+        if volume.resync.leftover {
+            volume.resync.timer = Some(now.after(STEP));
+            return;
+        }
         let room = self.resync_room(index);
         let volume = &mut self.volumes[index];
         volume.resync.sectors_arrived = 0;
@@ -337,11 +343,28 @@ impl Engine {
         let Some(locks) = self.take_asked(index, range) else { return };
         self.resync_answered(index);
         self.volumes[index].resync.sectors_arrived += range.sectors();
-        self.volumes[index].resync.equal_blocks += range.sectors() / 8;
-        self.set_in_sync(index, range);
+        if !self.volumes[index].resync.announced.remove(&range.start) {
+            self.volumes[index].resync.equal_blocks += range.sectors() / 8;
+            self.set_in_sync(index, range);
+        }
         self.unlock(index, locks);
         self.ask_for_more(index);
         self.resync_may_be_done(index);
+    }
+
+    /// P_OUT_OF_SYNC: the peer has written there, and this node does not get it. What is on its way here or to the disk is
+    /// older: it must not count as in sync when it comes.
+    pub(crate) fn out_of_sync_received(&mut self, index: usize, range: SectorRange) {
+        let volume = &mut self.volumes[index];
+        volume.set_out_of_sync(range);
+        for (_, key) in volume.sync_writes.overlapping(range) {
+            if let Some(request) = self.peer_requests.get_mut(key) {
+                request.given_up = true;
+            }
+        }
+        let resync = &mut volume.resync;
+        let asked = resync.asked.iter().filter(|(_, (asked, _))| asked.overlaps(range));
+        resync.announced.extend(asked.map(|(start, _)| *start));
     }
 
     /// Whether that was the last block (also after a failure: io spec 23.4).

@@ -75,14 +75,16 @@ fn abort_without_disk(new: &mut VolumeState, warning: &mut Option<Warning>) {
     }
 }
 
-/// A resync that was decided and has not begun: the disk that was to be its target lacks what the other one has. DRBD
+/// A resync that was decided and has not begun, or a node that is Ahead of the other: the disk that was to be its target lacks what the other one has. DRBD
 /// forgets that with the resync, and S5 would call it UpToDate.
 fn disk_behind_stays_behind(new: &mut VolumeState) {
     use ConnectionState as C;
     let behind = |disk: DiskState| matches!(disk, DiskState::Outdated | DiskState::Consistent);
     match new.connection {
-        C::StartingSyncS | C::WFBitMapS if behind(new.peer_disk) => new.peer_disk = DiskState::Inconsistent,
-        C::StartingSyncT | C::WFBitMapT | C::WFSyncUUID if behind(new.disk) => {
+        C::StartingSyncS | C::WFBitMapS | C::Ahead if behind(new.peer_disk) => {
+            new.peer_disk = DiskState::Inconsistent;
+        }
+        C::StartingSyncT | C::WFBitMapT | C::WFSyncUUID | C::Behind if behind(new.disk) => {
             new.disk = DiskState::Inconsistent;
         }
         _ => {}

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a script that goes wrong is a failed test")]
 
 mod commands;
+mod congestion;
 mod establish;
 mod faults;
 mod handlers;

@@ -104,7 +104,7 @@ captures! {
     vectors_split_brain: "20-split-brain", Whole, Whole;
     vectors_settings_that_do_not_match: "21-settings-mismatch", Whole, Whole;
     vectors_changed_net_options: "22-net-options-change", Whole, Whole;
-    vectors_congestion: "23-congestion-ahead-behind", Lacking("pull-ahead"), Whole;
+    vectors_congestion: "23-congestion-ahead-behind", Lacking("8.4.11 begins no generation when it pulls ahead"), Whole;
     vectors_invalidate: "24-invalidate", Whole, Whole;
     vectors_resize: "25-resize", Whole, Whole;
     vectors_io_errors_of_a_secondary: "26-io-errors-on-secondary", Whole, Whole;

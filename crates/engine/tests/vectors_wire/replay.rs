@@ -6,7 +6,9 @@ use udrbd_engine::interface::{
     AttachSettings, Command, Event, NetOptions, Operation, SocketId, SocketLoss, Time,
 };
 use udrbd_units::{Minor, Sector, VolumeNumber};
-use udrbd_wire::{AuthResponse, Authentication, ConnectionFeatures, DigestValue, Expected, Incoming, Packet};
+use udrbd_wire::{
+    AuthResponse, Authentication, BlockReply, ConnectionFeatures, DigestValue, Expected, Incoming, Packet,
+};
 
 use crate::captures::session::Received;
 use crate::commands::{self, Step};
@@ -488,6 +490,15 @@ impl<'a> Replay<'a> {
             if number.0 != *last {
                 return Err(format!("number {} where {last} is due: {:?}", number.0, sent.packet));
             }
+        }
+        if let Packet::DataRequest(request) = &sent.packet
+            && request.block_id.0 >> 48 == 0xfffe
+        {
+            // The engine makes sure that the peer was not Ahead; the original knows no better.
+            let reply = BlockReply { sector: request.sector, block_id: request.block_id };
+            let made = Inbound::Made(sent.volume, Packet::DataReply(reply), vec![0; request.size as usize]);
+            self.wires.get_mut(&connection).ok_or("a read without a connection")?.inbound.push_back(made);
+            return Ok(());
         }
         match &sent.packet {
             Packet::Ping => self.pings += 1,
