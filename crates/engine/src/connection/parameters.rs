@@ -208,6 +208,10 @@ impl Engine {
             self.say(Level::Warning, Some(index), text);
             return Verdict::Good;
         }
+        if wanted > own && own.0 != 0 && sizes.current_size.0 == 0 {
+            // That is what the peer's disk could hold, not what it serves (8.4.11 sends it so in a resize).
+            return Verdict::Good;
+        }
         if wanted < own && self.volumes[index].state.role == Role::Primary {
             let text =
                 format!("The peer's device size is too small! ({wanted} < {own} sectors); demote me first!");

@@ -10,7 +10,7 @@ use crate::Engine;
 use crate::interface::{Level, SocketId, SocketLoss};
 use crate::request::WriteAnswer;
 use crate::slab::Key;
-use crate::state::{StateRequest, VolumeState};
+use crate::state::{StateChangeResult, StateRequest, VolumeState};
 
 /// Codes of answers to a change of state (states spec 3.8).
 const CONCURRENT_CHANGE: i32 = -19;
@@ -339,8 +339,11 @@ impl Engine {
         if disconnect && !self.connection.dialect.has_volumes() {
             return self.connection_change_requested(change);
         }
+        let verify = matches!(change.connection, Some(ConnectionState::VerifyS | ConnectionState::VerifyT));
         let code = if self.connection.resolve_conflicts && self.volumes[index].state_locked {
             CONCURRENT_CHANGE
+        } else if verify && !self.may_verify(index) {
+            StateChangeResult::NoUpToDateDisk.code()
         } else {
             match StateRequest::from_raw(mask, value) {
                 Ok(request) => self.change_state(index, request.from_peers_view()).code(),

@@ -358,7 +358,9 @@ impl Engine {
                 if self.volumes[index].state.connection == ConnectionState::Connected {
                     self.volumes[index].flags.resize_pending |= resizing.grew;
                     self.send_uuids(index, 0);
-                    self.send_sizes(index, true, flags.0);
+                    // A peer without a disk takes whatever size it is told, and this node has decided.
+                    let ask = self.volumes[index].state.peer_disk >= DiskState::Inconsistent;
+                    self.send_sizes(index, ask, flags.0);
                 }
                 self.reply(id, Ok(()));
             }

@@ -10,10 +10,10 @@ use crate::Engine;
 use crate::change::Verbosity;
 use crate::command::Then;
 use crate::connection::parameters::Verdict;
-use crate::interface::{CommandId, Handler, Level, Payload, SocketRole};
+use crate::interface::{CommandId, Failure, Handler, Level, Payload, SocketRole};
 use crate::peer::{PeerOperation, PeerRequest};
 use crate::slab::Key;
-use crate::state::{Enforcement, StateRequest};
+use crate::state::{Enforcement, StateChangeResult as Code, StateRequest};
 
 use super::STEP;
 use super::control::Room;
@@ -62,12 +62,24 @@ impl Engine {
         start: Option<Sector>,
         stop: Option<Sector>,
     ) {
+        if !self.may_verify(index) {
+            self.reply(id, Err(Failure::state(Code::NoUpToDateDisk)));
+            return;
+        }
         let volume = &mut self.volumes[index];
         if let Some(start) = start {
             volume.verify_range.start = start.0 / BLOCK_SECTORS;
         }
         volume.verify_range.stop = stop.filter(|stop| *stop < volume.size);
         self.request_device(id, index, StateRequest::connection(ConnectionState::VerifyS), Then::Reply);
+    }
+
+    /// Whether a verify has two good copies to compare, or is refused for another reason. (8.4.11 takes both disks for UpToDate
+    /// then, whatever they are.)
+    pub(crate) fn may_verify(&self, index: usize) -> bool {
+        let state = self.volumes[index].state;
+        let good = state.disk == DiskState::UpToDate && state.peer_disk == DiskState::UpToDate;
+        good || state.connection != ConnectionState::Connected
     }
 
     /// Connected became VerifyS (states spec 3.9 step 11).

@@ -11,6 +11,7 @@ mod hanging;
 mod harness;
 mod hostile;
 mod inheritance;
+mod operators;
 mod pacing;
 mod resize;
 mod resyncs;
