@@ -3,6 +3,7 @@
 use udrbd_units::{DiskState, VolumeNumber};
 
 use crate::Engine;
+use crate::bitmap::Region;
 use crate::connection::WriteOrdering;
 use crate::interface::{ConnectionStatus, ResourceStatus, VolumeStatus};
 use crate::state::{highest_peer, highest_role};
@@ -65,8 +66,16 @@ impl Engine {
             waiting_clients: volume.clients,
             clients_may_go_on: volume.waiting_clients_may_go_on(),
             counters,
+            split_brain: volume.split_brain.clone(),
             progress: volume.resync.running.then(|| volume.resync.progress(self.now, volume.set_bits())),
         }
+    }
+
+    /// Where a volume's blocks differ from the peer's, as far as this node knows, in at most about `limit` regions; `None`
+    /// without a disk.
+    pub fn changed_regions(&self, volume: VolumeNumber, limit: usize) -> Option<Vec<Region>> {
+        let disk = self.volumes[self.volume_index(volume)?].disk.as_ref()?;
+        Some(disk.bitmap.regions(limit))
     }
 
     /// Whether a volume has a disk attached, or is on the way there or back: what `attach` refuses with 124.

@@ -11,7 +11,7 @@ use crate::connection::Pondering;
 use crate::disk::attach::Attaching;
 use crate::disk::bitmap_io::BitmapIo;
 use crate::disk::resize::Resizing;
-use crate::generation::GenerationSet;
+use crate::generation::{GenerationSet, SplitBrain};
 use crate::interface::{ClientRequest, Counters, DiskOptions, DiskProperties, Time, WaitingClients};
 use crate::intervals::IntervalSet;
 use crate::resync::exchange::Exchange;
@@ -121,6 +121,8 @@ pub(crate) struct Volume {
     pub(crate) peer_generations: Option<PeerGenerations>,
     /// A decision about the data that handlers are told of, before it counts.
     pub(crate) pondering: Option<Box<Pondering>>,
+    /// The last split brain a handshake found, for people.
+    pub(crate) split_brain: Option<Box<SplitBrain>>,
     /// What the last comparison found out about the own identifiers; taken over when this node becomes SyncSource.
     pub(crate) correction: Option<GenerationSet>,
     /// Set bits as told in the last P_UUIDS sent (policies decide by it).
@@ -209,6 +211,7 @@ impl Volume {
             exposed: GenerationId::NONE,
             peer_generations: None,
             pondering: None,
+            split_brain: None,
             correction: None,
             told_bits: 0,
             peer_size: Sector(0),

@@ -7,6 +7,7 @@
 //! Memory is committed only where bits are or were set: a bitmap of a large device in sync costs next to nothing.
 
 mod pages;
+mod regions;
 mod transfer;
 
 #[cfg(test)]
@@ -18,6 +19,7 @@ use udrbd_units::{BLOCK_SECTORS, BlockNumber, Extent, RESYNC_EXTENT_BLOCKS, Resy
 
 use pages::Page;
 pub use pages::PageState;
+pub use regions::Region;
 
 /// Bits in a word of the bitmap.
 const WORD_BITS: u64 = 64;

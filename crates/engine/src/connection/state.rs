@@ -6,8 +6,8 @@ use super::parameters::Verdict;
 use crate::Engine;
 use crate::change::Verbosity;
 use crate::generation::{
-    GenerationSet, HandshakeFacts, HandshakeOutcome, PeerFlags, PeerGeneration, ResyncPolicies, Step,
-    handshake, handshake_after_demotion,
+    GenerationSet, HandshakeFacts, HandshakeOutcome, PeerFlags, PeerGeneration, ResyncPolicies, SplitBrain,
+    Step, handshake, handshake_after_demotion,
 };
 use crate::handlers::Reason;
 use crate::interface::{HandlerId, Level};
@@ -254,6 +254,7 @@ impl Engine {
                 return Handshaken::Later;
             }
         }
+        self.remember_split_brain(index, &facts, decision.outcome);
         // A correction of the own identifiers is only made when the resync it leads to begins: before, a lost link
         // would leave two nodes with equal identifiers and different data.
         let corrected = decision.comparison.own;
@@ -273,6 +274,15 @@ impl Engine {
             self.begin_full_sync(index);
         }
         Handshaken::Connection(connection)
+    }
+
+    /// Keeps what people are to be told of a split brain, solved or not. What ends it keeps it, too.
+    fn remember_split_brain(&mut self, index: usize, facts: &HandshakeFacts, outcome: HandshakeOutcome) {
+        let number = self.volumes[index].split_brain.as_ref().map_or(1, |before| before.number + 1);
+        if let Some(found) = SplitBrain::of(facts, outcome, number) {
+            self.volumes[index].split_brain = Some(Box::new(found));
+            self.state_changed();
+        }
     }
 
     fn handshake_facts(&self, index: usize, peer_role: Role, peer_disk: DiskState) -> Option<HandshakeFacts> {

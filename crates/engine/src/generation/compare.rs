@@ -295,6 +295,13 @@ fn compare_diverged(facts: &ComparisonFacts) -> Comparison {
     verdict(facts, 100, if common { R::SplitBrainAmbiguous } else { R::Unrelated })
 }
 
+/// The youngest generation that both nodes remember, without bit 0: what people are told. It decides nothing.
+pub fn common_ancestor(own: GenerationSet, peer: GenerationSet) -> Option<GenerationId> {
+    let known = peer.to_array();
+    let shared = |one: &GenerationId| plain(*one) != 0 && known.iter().any(|other| same(*one, *other));
+    own.to_array().into_iter().find(shared).map(|found| GenerationId(plain(found)))
+}
+
 /// Takes back what the start of a resync did to the source's identifiers, without rotation.
 fn undo_start_of_resync(source: &mut GenerationSet) {
     source.bitmap = source.history[0];

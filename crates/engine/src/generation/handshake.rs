@@ -150,6 +150,16 @@ pub fn handshake_after_demotion(facts: &HandshakeFacts, given_up: bool) -> Hands
     HandshakeDecision { steps, outcome, comparison }
 }
 
+/// The comparison, where it and the disks say split brain, solved or not.
+pub(super) fn is_split_brain(facts: &HandshakeFacts) -> Option<Comparison> {
+    let comparison = compare(&facts.comparison_facts());
+    if !matches!(comparison.result, ComparisonResult::SplitBrain | ComparisonResult::SplitBrainAmbiguous) {
+        return None;
+    }
+    let verdict = consider_disk_states(facts, Verdict::from(comparison.result), &mut Vec::new());
+    matches!(verdict, Verdict::SplitBrain { .. }).then_some(comparison)
+}
+
 impl HandshakeFacts {
     fn comparison_facts(&self) -> ComparisonFacts {
         ComparisonFacts {
@@ -164,7 +174,8 @@ impl HandshakeFacts {
         }
     }
 
-    fn effective_disk(&self) -> DiskState {
+    /// The own disk, as it counts.
+    pub(super) fn effective_disk(&self) -> DiskState {
         match (self.own_disk, self.remembered_disk) {
             (DiskState::Negotiating, Some(remembered)) => remembered,
             (disk, _) => disk,

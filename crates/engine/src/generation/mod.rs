@@ -8,14 +8,17 @@
 mod compare;
 mod handshake;
 mod policy;
+mod prospect;
 mod set;
 mod split_brain;
 
 pub use compare::{
-    Comparison, ComparisonFacts, ComparisonNote, ComparisonResult, FEATURE_WRITE_SAME, compare,
+    Comparison, ComparisonFacts, ComparisonNote, ComparisonResult, FEATURE_WRITE_SAME, common_ancestor,
+    compare,
 };
 pub use handshake::{
     HandshakeDecision, HandshakeFacts, HandshakeOutcome, Refused, Step, handshake, handshake_after_demotion,
 };
 pub use policy::{ResyncPolicies, seen_from_the_peer};
+pub use prospect::{PolicyProspect, Primaries, Prospect, Side, SplitBrain, prospects};
 pub use set::{GenerationSet, PeerFlags, PeerGeneration, SYNC_IDENTIFIER_OFFSET};

@@ -3,6 +3,7 @@
 use udrbd_units::{ConnectionState, DiskState, GenerationId, Minor, Role, Sector, VolumeNumber};
 
 use super::{DiskOptions, NetOptions, ResourceOptions};
+use crate::generation::SplitBrain;
 
 /// A resource.
 #[derive(Clone, Debug)]
@@ -150,4 +151,6 @@ pub struct VolumeStatus {
     pub counters: Counters,
     /// The background work, while there is one.
     pub progress: Option<SyncProgress>,
+    /// The last split brain a handshake found; it stays when it is over.
+    pub split_brain: Option<Box<SplitBrain>>,
 }

@@ -15,6 +15,7 @@ mod operators;
 mod pacing;
 mod resize;
 mod resyncs;
+mod split_brain;
 mod two_primaries;
 mod verify;
 
