@@ -12,7 +12,7 @@ use crate::protocol::{
     ClientHello, CommandResult, PROTOCOL_VERSION, Request, SOCKET_NAME, ServerHello, ServerMessage,
     StreamItem,
 };
-use crate::status::NodeSnapshot;
+use crate::status::{NodeSnapshot, SplitBrainReport};
 
 /// The environment variable that names the run directory.
 pub const RUN_DIRECTORY_VARIABLE: &str = "UDRBD_RUN_DIR";
@@ -135,6 +135,21 @@ impl Client {
         self.send(&Request::Snapshot { resource: resource.map(str::to_owned) })?;
         match self.receive()? {
             ServerMessage::Snapshot(snapshot) => Ok(snapshot),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
+    /// Asks what is known of a split brain; `None`: there is no such resource.
+    ///
+    /// # Errors
+    /// The daemon cannot be asked.
+    pub fn split_brain_report(
+        &mut self,
+        resource: &str,
+    ) -> Result<Option<Box<SplitBrainReport>>, ClientError> {
+        self.send(&Request::SplitBrainReport { resource: resource.to_owned() })?;
+        match self.receive()? {
+            ServerMessage::SplitBrain(report) => Ok(report),
             _ => Err(ClientError::Unexpected),
         }
     }

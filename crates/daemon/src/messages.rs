@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
+use tokio::sync::oneshot;
+use udrbd_engine::bitmap::Region;
 use udrbd_engine::interface::{
     AttachSettings, Command, CommandId, CommandResult, Handler, HandlerId, Level, NetOptions, ResourceStatus,
 };
@@ -11,6 +13,9 @@ use udrbd_runtime::nbd::Negotiated;
 use udrbd_runtime::socket::SocketOptions;
 use udrbd_runtime::ublk::Source;
 use udrbd_units::VolumeNumber;
+
+/// Regions of changed blocks that are told.
+pub(crate) const REGIONS_MAX: usize = 16;
 
 /// The open devices of a volume. With internal metadata both are clones of one.
 #[derive(Debug)]
@@ -44,6 +49,8 @@ pub(crate) enum ToEngine {
     ServeBlock { id: CommandId, volume: VolumeNumber, source: Source },
     /// A handler has ended.
     HandlerExit { handler: HandlerId, status: i32 },
+    /// Tell where blocks differ from the peer's, by volume; only of those with a disk.
+    ChangedRegions(oneshot::Sender<Vec<(VolumeNumber, Vec<Region>)>>),
     /// Tell the status, with this number or a later one.
     Publish(u64),
     /// End the thread.

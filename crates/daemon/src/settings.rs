@@ -1,10 +1,13 @@
 //! The command line of the daemon.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
 use udrbd_control::client;
+
+/// What outlives a reboot.
+const STATE_DIRECTORY: &str = "/var/lib/udrbd";
 
 /// How volumes are offered to the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -44,6 +47,16 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn run_directory(&self) -> PathBuf {
         self.run_dir.clone().unwrap_or_else(client::run_directory)
+    }
+
+    /// For what is to outlive a reboot: beside everything else where that is not in the usual place.
+    pub(crate) fn state_directory(&self) -> PathBuf {
+        let run_directory = self.run_directory();
+        if run_directory == Path::new(client::RUN_DIRECTORY_DEFAULT) {
+            PathBuf::from(STATE_DIRECTORY)
+        } else {
+            run_directory
+        }
     }
 
     pub(crate) fn node_name(&self) -> String {

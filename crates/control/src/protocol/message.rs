@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use udrbd_units::{Minor, VolumeNumber};
 
 use crate::ReturnCode;
-use crate::status::{NodeSnapshot, ResourceSnapshot};
+use crate::status::{NodeSnapshot, ResourceSnapshot, SplitBrainReport};
 
 /// The version of this conversation. It changes with every change of a message.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -45,6 +45,8 @@ pub enum ServerMessage {
     Result(CommandResult),
     /// The answer to [`super::Request::Snapshot`].
     Snapshot(NodeSnapshot),
+    /// The answer to [`super::Request::SplitBrainReport`]; `None`: there is no such resource.
+    SplitBrain(Option<Box<SplitBrainReport>>),
     /// One item of a stream.
     Stream(StreamItem),
     /// The stream is over.

@@ -240,6 +240,12 @@ pub enum Request {
         /// One resource, or all. An unknown name gives an empty snapshot.
         resource: Option<String>,
     },
+    /// Asks what is known of a split brain; answered by [`super::ServerMessage::SplitBrain`]. Never waits for a command in
+    /// progress.
+    SplitBrainReport {
+        /// The resource.
+        resource: String,
+    },
     /// Asks for the stream of changes: the present state of each resource, [`super::StreamItem::DumpEnd`], then
     /// whatever changes, until the client hangs up or the daemon ends.
     Watch {
@@ -278,6 +284,7 @@ impl Request {
             Self::Down { .. } => "down",
             Self::RegisterConfiguration { .. } => "register-configuration",
             Self::Snapshot { .. } => "snapshot",
+            Self::SplitBrainReport { .. } => "split-brain-report",
             Self::Watch { .. } => "watch",
         }
     }

@@ -14,6 +14,7 @@ mod progress;
 mod query;
 mod show;
 mod snapshot;
+mod split_brain;
 mod text;
 mod words;
 mod wrap;
@@ -33,6 +34,10 @@ pub use show::{show, show_minor};
 pub use snapshot::{
     BackingSnapshot, ConnectionSnapshot, DeviceCounters, DeviceSnapshot, Generations, NodeSnapshot,
     ProgressKind, ProgressSnapshot, ResourceSnapshot, ResyncPause, SpeedMark, Suspension, WriteOrdering,
+};
+pub use split_brain::{
+    ChangedRegion, FoundSplitBrain, KnownSplitBrain, PolicyOutcome, PolicyOutlook, SplitBrainEnd,
+    SplitBrainReport, SplitBrainSide, VolumeSplitBrain, WhichNode,
 };
 pub use text::{StatusStyle, status_text};
 pub use words::{connection_word, replication_word};

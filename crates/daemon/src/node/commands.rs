@@ -94,7 +94,9 @@ pub(super) async fn execute(node: &Rc<Node>, request: Request) -> CommandResult 
             let (start, stop) = (start_sector.map(Sector), stop_sector.map(Sector));
             device(node, minor, |volume| Command::Verify { volume, start, stop }).await
         }
-        Request::Snapshot { .. } | Request::Watch { .. } => ReturnCode::InvalidRequest.into(),
+        Request::Snapshot { .. } | Request::SplitBrainReport { .. } | Request::Watch { .. } => {
+            ReturnCode::InvalidRequest.into()
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod roles;
 mod server;
 mod service_manager;
 mod snapshot;
+mod split_brain;
 mod status_file;
 mod watch;
 
@@ -54,6 +55,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(8);
 struct Node {
     pub(super) name: String,
     pub(super) run_directory: PathBuf,
+    /// For what outlives a reboot.
+    pub(super) state_directory: PathBuf,
     pub(super) helper: Option<PathBuf>,
     pub(super) disks: Arc<SharedDisks>,
     /// Volumes are block devices, beside NBD.
@@ -72,6 +75,8 @@ struct State {
     pub(super) metrics: DaemonMetrics,
     /// Resources that are being made or removed.
     pub(super) reserved: Vec<String>,
+    /// What is remembered of peers could not be kept, and that was said.
+    pub(super) memory_fails: bool,
     /// The block devices of the volumes.
     pub(super) blocks: BTreeMap<Minor, block::Device>,
 }
@@ -127,10 +132,12 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
             watchers: Watchers::default(),
             metrics: DaemonMetrics { version, start_time_seconds, ..DaemonMetrics::default() },
             reserved: Vec::new(),
+            memory_fails: false,
             blocks: BTreeMap::new(),
         }),
         changed: Notify::new(),
         status_file: RefCell::new(StatusFile::create(&run_directory)?),
+        state_directory: settings.state_directory(),
         run_directory,
     });
     tokio::task::spawn_local(status_file::keep_current(Rc::clone(&node)));
@@ -246,6 +253,7 @@ impl Node {
                 if let Some(entry) = self.state.borrow_mut().resource_mut(resource) {
                     entry.take_status(status);
                 }
+                split_brain::look(self, resource);
                 self.review_dependencies();
                 self.show(resource);
                 block::look_after(self, resource);

@@ -13,6 +13,7 @@ use udrbd_engine::interface::CommandId;
 use udrbd_runtime::mailbox::SendError;
 use udrbd_units::{DiskState, Minor, VolumeNumber};
 
+use super::split_brain::Memory;
 use crate::messages::{EngineStatus, ToEngine};
 use crate::thread::EngineThread;
 
@@ -38,6 +39,8 @@ pub(super) struct VolumeEntry {
     pub(super) backing: Option<Backing>,
     /// An attach is under way.
     pub(super) attaching: bool,
+    /// What is remembered of the peer, once the engine has been looked at.
+    pub(super) memory: Option<Memory>,
 }
 
 /// The network configuration.
@@ -146,6 +149,7 @@ impl Resource {
                     minor: volume.minor,
                     backing: None,
                     attaching: false,
+                    memory: None,
                 }),
             }
         }

@@ -12,7 +12,7 @@ use udrbd_control::protocol::{
 };
 
 use super::watch::{Next, Watcher};
-use super::{Node, commands, time_us};
+use super::{Node, commands, split_brain, time_us};
 
 const READ_BYTES: usize = 64 << 10;
 /// How long to leave accepting alone where no file descriptor is left.
@@ -92,6 +92,10 @@ async fn converse(node: &Rc<Node>, stream: UnixStream) -> anyhow::Result<()> {
                 node.refresh_now(resource.as_deref()).await;
                 let snapshot = node.state.borrow().snapshot(resource.as_deref());
                 connection.send(&ServerMessage::Snapshot(snapshot)).await?;
+            }
+            Request::SplitBrainReport { resource } => {
+                let report = split_brain::report(node, &resource).await;
+                connection.send(&ServerMessage::SplitBrain(report)).await?;
             }
             Request::Watch { resource } => return watch(node, &mut connection, resource).await,
             command => {

@@ -26,7 +26,7 @@ use udrbd_runtime::mailbox::{Received, Receiver, Sender};
 use udrbd_runtime::{BufferHandle, Completion, Errno, Ring};
 use udrbd_units::{Role, VolumeNumber};
 
-use crate::messages::{EngineStatus, FromEngine, ToEngine};
+use crate::messages::{EngineStatus, FromEngine, REGIONS_MAX, ToEngine};
 use blocks::Blocks;
 use clients::Clients;
 use disks::Disks;
@@ -462,6 +462,15 @@ impl Reactor {
                 self.outbox.push(FromEngine::Reply { id, result });
             }
             ToEngine::HandlerExit { handler, status } => self.feed(Event::HandlerExit { handler, status }),
+            ToEngine::ChangedRegions(answer) => {
+                let volumes = self.engine.status().volumes;
+                let regions = volumes.iter().filter_map(|volume| {
+                    let regions = self.engine.changed_regions(volume.volume, REGIONS_MAX)?;
+                    Some((volume.volume, regions))
+                });
+                // Whoever asked may have gone.
+                let _ = answer.send(regions.collect());
+            }
             ToEngine::Publish(number) => {
                 self.answered = self.answered.max(number);
                 self.publish = true;

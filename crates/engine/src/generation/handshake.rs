@@ -174,8 +174,8 @@ impl HandshakeFacts {
         }
     }
 
-    /// The own disk, as it counts.
-    pub(super) fn effective_disk(&self) -> DiskState {
+    /// The own disk as it counts: one that is being attached as what it will be.
+    pub const fn effective_disk(&self) -> DiskState {
         match (self.own_disk, self.remembered_disk) {
             (DiskState::Negotiating, Some(remembered)) => remembered,
             (disk, _) => disk,
