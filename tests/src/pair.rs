@@ -56,6 +56,8 @@ pub struct PairOptions {
     pub net: String,
     /// Statements of the resource's `disk` section.
     pub disk: String,
+    /// Statements of the resource's `handlers` section.
+    pub handlers: String,
     /// Where its folder is made; the system's folder for temporary files if `None`.
     pub within: Option<PathBuf>,
 }
@@ -67,6 +69,7 @@ impl Default for PairOptions {
             disk_bytes: 64 << 20,
             net: "protocol C; connect-int 1; ping-int 3; ping-timeout 20;".to_owned(),
             disk: "resync-rate 400M; c-plan-ahead 0;".to_owned(),
+            handlers: String::new(),
             within: None,
         }
     }
@@ -117,10 +120,13 @@ impl Pair {
     }
 
     fn config_text(&self) -> String {
-        let PairOptions { resource, net, disk, .. } = &self.options;
+        let PairOptions { resource, net, disk, handlers, .. } = &self.options;
         let mut text = format!(
             "global {{ usage-count no; }}\n\nresource {resource} {{\n    net {{ {net} }}\n    disk {{ {disk} }}\n"
         );
+        if !handlers.is_empty() {
+            text.push_str(&format!("    handlers {{ {handlers} }}\n"));
+        }
         for side in &self.sides {
             text.push_str(&format!(
                 "    on {} {{\n        device    /dev/drbd{} minor {};\n        disk      \"{}\";\n        \
@@ -226,6 +232,27 @@ impl Pair {
             quoted(&self.binaries.display().to_string()),
             quoted(&self.config().display().to_string()),
         )
+    }
+
+    /// Runs a line of shell on a node as its root would type it: `drbdadm` is the one of this pair. The line need not
+    /// succeed.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be run.
+    pub fn shell(&self, node: Node, line: &str) -> Result<Output> {
+        // By way of `env`, as the function has the program's name.
+        let script = format!("drbdadm() {{ env {} \"$@\"; }}; {line}", self.command(node, ""));
+        Local.run_limited(&script, Duration::from_secs(120))
+    }
+
+    /// The whole log of a node.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn whole_log(&self, node: Node) -> Result<String> {
+        Ok(fs::read_to_string(Path::new(&self.side(node).run_dir).join("log"))?)
     }
 
     /// Runs `drbdadm WORDS` on a node, which must succeed.

@@ -439,6 +439,15 @@ impl Session<'_> {
         self.call(&Request::new(Helper::Setup, arguments, Limit::Short), &work.resource.name)
     }
 
+    /// What is known of a split brain. The daemon does not know what the peer is called.
+    pub(super) fn split_brain_report(&mut self, work: &Work) -> Result<i32, Exit> {
+        let mut request = self.setup_request(work, Limit::Short);
+        let peer = work.resource.peer_host().and_then(|host| host.names.first());
+        request.arguments.extend(peer.map(|name| format!("--peer-name={name}")));
+        request.arguments.extend(self.line.json.then(|| "--json".to_owned()));
+        self.call(&request, &work.resource.name)
+    }
+
     /// Makes metadata, keeping the device's own identifier or giving it one.
     pub(super) fn create_meta(&mut self, work: &Work) -> Result<i32, Exit> {
         let name = work.resource.name.clone();

@@ -53,6 +53,8 @@ const NO_START: LongOption = general("no-start", '\0', Argument::None);
 /// they change no abbreviation.
 const WAIT: &str = "wait";
 const REPAIR: &str = "repair";
+/// Ours alone, for `split-brain-report`: for programs. Known by its whole name only.
+const JSON: &str = "json";
 
 /// How an option to pass on is spelled.
 pub(super) fn passed_on(definition: &OptionDefinition) -> LongOption {
@@ -90,6 +92,7 @@ pub(super) struct CommandLine {
     pub(super) no_start: bool,
     pub(super) wait: bool,
     pub(super) repair: bool,
+    pub(super) json: bool,
 }
 
 /// A parse in progress.
@@ -163,6 +166,11 @@ impl Reader<'_> {
         if name == WAIT || name == REPAIR {
             self.line.wait = true;
             self.line.repair |= name == REPAIR;
+            self.to_check.push(format!("--{text}"));
+            return Ok(());
+        }
+        if name == JSON {
+            self.line.json = true;
             self.to_check.push(format!("--{text}"));
             return Ok(());
         }
@@ -350,6 +358,9 @@ impl Reader<'_> {
             let full = option.split_once('=').map_or(option.as_str(), |(name, _)| name);
             let name = full.trim_start_matches("--");
             if command.function == Function::Verify && full == option && matches!(name, WAIT | REPAIR) {
+                continue;
+            }
+            if command.function == Function::SplitBrainReport && full == option && name == JSON {
                 continue;
             }
             if command.options.is_none_or(|set| set.find(name).is_none()) {

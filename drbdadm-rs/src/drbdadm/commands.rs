@@ -25,6 +25,7 @@ pub(super) enum Function {
     Adjust,
     AdjustWithProgress,
     Verify,
+    SplitBrainReport,
     WaitConnect,
     WaitConnectInteractive,
     Dump,
@@ -275,7 +276,10 @@ pub(super) const COMMANDS: &[Command] = &[
     Command::volume("check-resize", Function::CheckResize).list(List::Experts),
 ];
 
+/// Ours alone: in no usage text, which scripts and people know from 8.4.
+const UNLISTED: &[Command] = &[Command::resource("split-brain-report", Function::SplitBrainReport)];
+
 /// The command of that name.
 pub(super) fn find(name: &str) -> Option<&'static Command> {
-    COMMANDS.iter().find(|command| command.name == name)
+    COMMANDS.iter().chain(UNLISTED).find(|command| command.name == name)
 }

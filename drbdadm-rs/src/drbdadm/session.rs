@@ -560,6 +560,7 @@ impl Session<'_> {
                 self.adjust(work)
             }
             Function::Verify => self.verify(work),
+            Function::SplitBrainReport => self.split_brain_report(work),
             Function::WaitConnect => self.wait_connect(work),
             Function::Dump | Function::DumpXml => Ok(self.dump(work)),
             Function::CreateMeta => self.create_meta(work),

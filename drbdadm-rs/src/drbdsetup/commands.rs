@@ -129,6 +129,8 @@ const WAIT: &[LongOption] = &[
     long("wait-after-sb", Argument::Optional),
 ];
 const WAIT_VERIFY: &[LongOption] = &[long("repair", Argument::No)];
+const SPLIT_BRAIN_REPORT: &[LongOption] =
+    &[long("json", Argument::No), long("peer-name", Argument::Required)];
 const EVENTS2: &[LongOption] =
     &[long("timestamps", Argument::No), long("statistics", Argument::No), long("now", Argument::No)];
 const SHOW: &[LongOption] = &[long("show-defaults", Argument::No)];
@@ -271,7 +273,10 @@ pub(super) const COMMANDS: &[Command] = &[
 ];
 
 /// Ours alone, for `drbdadm`: in no usage text.
-const UNLISTED: &[Command] = &[command("wait-verify", Object::Minor).options(WAIT_VERIFY)];
+const UNLISTED: &[Command] = &[
+    command("wait-verify", Object::Minor).options(WAIT_VERIFY),
+    command("split-brain-report", Object::Resource).options(SPLIT_BRAIN_REPORT),
+];
 
 /// The command of this name.
 pub(super) fn find(name: &str) -> Option<&'static Command> {

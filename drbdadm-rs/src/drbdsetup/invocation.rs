@@ -74,6 +74,11 @@ impl<'a> Invocation<'a> {
         self.options.iter().any(|(known, _)| *known == name)
     }
 
+    /// The value of an option.
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
+        self.options.iter().find(|(known, _)| *known == name).and_then(|(_, value)| value.as_deref())
+    }
+
     /// The options as settings for an option set.
     pub(super) fn settings(&self) -> Vec<OptionSetting> {
         self.options

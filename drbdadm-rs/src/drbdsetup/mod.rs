@@ -11,6 +11,7 @@ mod invocation;
 mod output;
 mod query;
 mod resize;
+mod split_brain;
 mod usage;
 mod verify;
 mod watch;
@@ -70,6 +71,7 @@ fn dispatch(invocation: &Invocation<'_>) -> i32 {
         "check-resize" => resize::check_resize(invocation),
         "events" => watch::events(invocation),
         "events2" => watch::events2(invocation),
+        "split-brain-report" => split_brain::report(invocation),
         "wait-verify" => verify::wait(invocation),
         "wait-connect" | "wait-sync" => watch::wait(invocation),
         _ => configure::run(invocation),

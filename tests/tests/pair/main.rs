@@ -1,6 +1,8 @@
 //! Two of our daemons on one machine, over its loopback, without root: sync, writes, roles, crashes and
 //! clear refusals, driven by `drbdadm`.
 
+mod split_brain;
+
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -33,6 +35,7 @@ const CASES: &[Case] = &[
     Case::new("a_verify_is_waited_for_and_what_it_found_repaired", verify_and_repair),
     Case::new("disks_that_have_grown_give_a_larger_device", resize),
     Case::new("a_full_file_system_below_costs_the_disk_and_no_write", full_file_system),
+    Case::new("a_split_brain_explains_itself_and_its_commands_end_it", split_brain::explained),
     Case::new("images_of_guests_are_served_to_qemu", images_of_guests),
     Case::new("garbage_on_the_port_leaves_the_daemon_up", garbage_on_port),
 ];

@@ -16,9 +16,11 @@ pub struct SplitBrainReport {
     pub resource: String,
     /// This node.
     pub node: String,
+    /// The peer's name, where the command line knows it; the daemon does not.
+    pub peer: Option<String>,
     /// When this was told.
     pub time_us: i64,
-    /// The connection now.
+    /// The connection now, that of the volume with the worst.
     pub connection: ConnectionState,
     /// The peer's address, while the connection is configured.
     pub peer_address: Option<Address>,

@@ -17,7 +17,7 @@ use udrbd_engine::generation::{
     GenerationSet, HandshakeFacts, HandshakeOutcome, PeerFlags, Primaries, Prospect, Side, SplitBrain,
     prospects,
 };
-use udrbd_engine::interface::{AfterSplitBrain, VolumeStatus};
+use udrbd_engine::interface::{AfterSplitBrain, Level, VolumeStatus};
 use udrbd_units::{ConnectionState, DiskState, GenerationId, Minor, Role, VolumeNumber};
 
 use super::{Node, STATUS_PATIENCE, block, time_us};
@@ -96,6 +96,11 @@ impl Memory {
             peer: peer_side(facts),
             policies: prospects(facts).iter().map(outlook).collect(),
         }
+    }
+
+    /// A split brain keeps the nodes apart.
+    fn is_apart(&self) -> bool {
+        self.known.found.as_ref().is_some_and(|found| found.ended_us.is_none() && found.end.is_none())
     }
 
     /// Keeps it. A reader finds the old text or the new one.
@@ -195,14 +200,20 @@ pub(super) fn look(node: &Node, resource: &str) {
     let mut state = node.state.borrow_mut();
     let Some(entry) = state.resource_mut(resource) else { return };
     let Some(status) = &entry.status else { return };
-    let mut failed = None;
+    let (mut failed, mut apart) = (None, None);
     for volume in &status.resource.volumes {
         let known = entry.volumes.iter_mut().find(|known| known.number == volume.volume);
         let Some(known) = known else { continue };
         let memory = known.memory.get_or_insert_with(|| Memory::read(&node.state_directory, volume.minor));
-        if memory.take(time_us(), volume)
-            && let Err(error) = memory.write()
-        {
+        let times = |memory: &Memory| memory.known.found.as_ref().map_or(0, |found| found.times);
+        let before = times(memory);
+        if !memory.take(time_us(), volume) {
+            continue;
+        }
+        if times(memory) != before && memory.is_apart() {
+            apart = Some(volume.volume);
+        }
+        if let Err(error) = memory.write() {
             failed = Some((memory.path.clone(), error));
         }
     }
@@ -210,6 +221,12 @@ pub(super) fn look(node: &Node, resource: &str) {
         && !std::mem::replace(&mut state.memory_fails, true)
     {
         tracing::warn!("cannot write {}: {error}", path.display());
+    }
+    drop(state);
+    if let Some(volume) = apart {
+        let text =
+            format!("'drbdadm split-brain-report {resource}' says what each node would lose, and what to do");
+        node.log(resource, Level::Error, Some(volume), &text);
     }
 }
 
@@ -228,13 +245,19 @@ pub(super) async fn report(node: &Rc<Node>, resource: &str) -> Option<Box<SplitB
     let mut report = {
         let state = node.state.borrow();
         let entry = state.resource(resource)?;
+        let devices = || entry.snapshot.devices.iter();
         SplitBrainReport {
             resource: entry.name.clone(),
             node: node.name.clone(),
+            peer: None,
             time_us: time_us(),
-            connection: entry.snapshot.connection.state,
+            // That of the resource goes no further than to the handshake.
+            connection: devices()
+                .map(|device| device.connection)
+                .min()
+                .unwrap_or(entry.snapshot.connection.state),
             peer_address: entry.snapshot.connection.addresses.map(|(_, peer)| peer),
-            volumes: entry.snapshot.devices.iter().map(|device| volume(entry, device, &regions)).collect(),
+            volumes: devices().map(|device| volume(entry, device, &regions)).collect(),
         }
     };
     for volume in &mut report.volumes {

@@ -74,6 +74,7 @@ impl Contender {
             disk_bytes: size + (16 << 20),
             net: "protocol C;".to_owned(),
             disk: format!("resync-rate 2G; c-plan-ahead 0; {disk}"),
+            handlers: String::new(),
             within: Some(self._folder.path().to_owned()),
         })?;
         pair.bring_up()?;
