@@ -44,7 +44,7 @@ fn expect(text: &str, parts: &[&str]) -> Result<()> {
 }
 
 /// The printed commands that keep the data of a node: where, and what.
-fn commands<'t>(report: &'t str, keeps: Node) -> Result<Vec<(Node, &'t str)>> {
+fn commands(report: &str, keeps: Node) -> Result<Vec<(Node, &str)>> {
     let begin = format!("To keep the data of {},", keeps.name());
     let mut lines = report.lines().map(str::trim).skip_while(|line| !line.starts_with(&begin)).skip(1);
     let mut found = Vec::new();

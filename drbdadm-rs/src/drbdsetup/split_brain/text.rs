@@ -210,7 +210,7 @@ impl Words<'_> {
             }
             Some(_) => self.line(format!("  On {} no block has changed.", self.report.node)),
             None => {
-                self.line(format!("  Where {} has changed is not known without its disk.", self.report.node))
+                self.line(format!("  Where {} has changed is not known without its disk.", self.report.node));
             }
         }
         self.line(format!("  Where {peer} has changed is not known here: nodes tell each other how much when they meet, but where"));
