@@ -45,6 +45,7 @@ mod size;
 mod slab;
 pub mod state;
 mod status;
+mod undo;
 mod volume;
 
 pub use engine::Engine;

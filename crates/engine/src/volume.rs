@@ -19,6 +19,7 @@ use crate::resync::{Activity, Resync, VerifyRange};
 use crate::resync_extents::ResyncExtents;
 use crate::slab::Key;
 use crate::state::{RememberedDisks, VolumeState};
+use crate::undo::Undo;
 
 /// The peer's generation identifiers as it last told them, and corrected since (states spec 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,8 @@ pub(crate) struct Disk {
     pub(crate) abandoned: bool,
     /// The pass `detach` waits for has been started.
     pub(crate) detach_pages: Option<u64>,
+    /// What is overwritten is kept first.
+    pub(crate) undo: Option<Box<Undo>>,
 }
 
 /// Where the activity log transaction stands.

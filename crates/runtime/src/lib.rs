@@ -34,6 +34,7 @@ pub mod process;
 pub mod ring;
 pub mod socket;
 pub mod ublk;
+pub mod undo;
 
 pub use buffers::{BufferHandle, BufferPool, BufferSlice, PoolOptions};
 pub use nix::errno::Errno;

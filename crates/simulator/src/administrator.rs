@@ -225,6 +225,7 @@ impl World {
             placement: Placement::Internal,
             properties,
             options: settings.disk_options.clone(),
+            kept: None,
         };
         let command = Command::Attach { volume: VOLUME, settings: Box::new(settings) };
         self.command(node, Purpose::Attach, command);

@@ -50,6 +50,9 @@ impl World {
                 let write = Write { change, preflush: None, fua: false };
                 self.submit(node, InFlight::Write { token, write });
             }
+            Action::BeginUndo { .. } | Action::KeepOld { .. } => {
+                self.fail("nothing is kept unasked", "no undo is configured".to_owned());
+            }
             Action::ReadMetadata { token, position, bytes, .. } => {
                 self.submit(node, InFlight::MetadataRead { token, start: position.0, bytes });
             }

@@ -129,6 +129,10 @@ impl Engine {
             Command::NewCurrentUuid { clear_bitmap, .. } => self.new_current_uuid(id, known, clear_bitmap),
             Command::Verify { start, stop, .. } => self.verify(id, known, start, stop),
             Command::Resize { request, .. } => self.resize(id, known, &request),
+            Command::DropUndo { .. } => {
+                self.end_undo(known);
+                self.reply(id, Ok(()));
+            }
             Command::Down => self.go_down(id),
         }
     }
@@ -250,6 +254,7 @@ const fn volume_of(command: &Command) -> Option<udrbd_units::VolumeNumber> {
         | Command::ResyncDependency { volume, .. }
         | Command::SuspendIo { volume }
         | Command::ResumeIo { volume }
+        | Command::DropUndo { volume }
         | Command::Verify { volume, .. }
         | Command::Resize { volume, .. }
         | Command::NewCurrentUuid { volume, .. } => Some(*volume),

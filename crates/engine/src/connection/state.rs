@@ -276,12 +276,15 @@ impl Engine {
         Handshaken::Connection(connection)
     }
 
-    /// Keeps what people are to be told of a split brain, solved or not. What ends it keeps it, too.
+    /// Keeps what people are to be told of a split brain, solved or not, and begins an undo for the victim.
     fn remember_split_brain(&mut self, index: usize, facts: &HandshakeFacts, outcome: HandshakeOutcome) {
         let number = self.volumes[index].split_brain.as_ref().map_or(1, |before| before.number + 1);
         if let Some(found) = SplitBrain::of(facts, outcome, number) {
             self.volumes[index].split_brain = Some(Box::new(found));
             self.state_changed();
+            if matches!(outcome, HandshakeOutcome::Target { .. }) {
+                self.begin_undo(index);
+            }
         }
     }
 

@@ -99,6 +99,7 @@ impl Engine {
         if !asked && !volume.disk.as_ref().is_some_and(|disk| disk.abandoned) {
             return false;
         }
+        self.fail_held_writes(index, GIVEN_UP);
         let open = |io: &Io| io.volume == index && !io.is_given_up();
         let keys: Vec<Key> = self.io.iter().filter(|(_, io)| open(io)).map(|(key, _)| key).collect();
         for key in &keys {
@@ -134,7 +135,7 @@ impl Engine {
                 self.attach_written(index, number, Err(GIVEN_UP));
             }
             Purpose::Ring => self.ring_written(index, true),
-            Purpose::GivenUp { .. } => {}
+            Purpose::Keep | Purpose::GivenUp { .. } => {}
         }
     }
 

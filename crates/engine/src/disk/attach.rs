@@ -20,6 +20,7 @@ use crate::slab::Key;
 use crate::state::{
     AttachFacts, MetadataFlags, RememberedDisks, StateChangeResult, StateRequest, attached_state,
 };
+use crate::undo::Undo;
 use crate::volume::{Disk, TransactionStep};
 
 /// Bytes of one read of metadata.
@@ -498,6 +499,8 @@ impl Engine {
         } else {
             superblock = Superblock { flags: attaching.superblock.flags, ..superblock };
         }
+        let kept = attaching.settings.kept.take();
+        let undo = kept.map(|kept| Box::new(Undo::found(kept.words, kept.blocks)));
         self.volumes[index].disk = Some(Disk {
             properties: attaching.settings.properties,
             options,
@@ -519,6 +522,7 @@ impl Engine {
             operations: 0,
             abandoned: false,
             detach_pages: None,
+            undo,
         });
         Ok(Progress::Stepped)
     }

@@ -38,6 +38,8 @@ pub(crate) enum Purpose {
     Attach(u64),
     /// A block of the empty activity log of metadata that move.
     Ring,
+    /// Old content on its way to the side file of an undo.
+    Keep,
     /// Nothing any more: whoever waited for it was told that it failed.
     GivenUp {
         /// It was for the peer: a buffer that comes with the answer is nobody's.
@@ -59,6 +61,7 @@ impl Purpose {
             | Self::PeerRequest(_)
             | Self::EpochFlush
             | Self::BitmapFlush
+            | Self::Keep
             | Self::GivenUp { .. } => false,
         }
     }
@@ -122,6 +125,7 @@ impl Engine {
             Purpose::PeerRequest(key) => self.peer_disk_done(key, result),
             Purpose::EpochFlush => self.epoch_flushed(io.volume, result),
             Purpose::BitmapFlush => self.flushed_for_pages(io.volume, result),
+            Purpose::Keep => self.kept(io.volume, token, result),
             _ => {}
         }
     }

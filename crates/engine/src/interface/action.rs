@@ -163,6 +163,29 @@ pub enum Action {
         /// How.
         mode: DiscardMode,
     },
+    /// Begin an undo: make its side file, durably, with nothing kept; answer with
+    /// [`Event::WriteDone`](super::Event::WriteDone), EEXIST where there is one. Comes before any [`Action::KeepOld`].
+    BeginUndo {
+        /// Comes back.
+        token: Token,
+        /// The volume.
+        volume: VolumeNumber,
+        /// The size of the device.
+        size: Sector,
+    },
+    /// Copy what these blocks hold now to the side file of the undo; answer with
+    /// [`Event::WriteDone`](super::Event::WriteDone) when the copy, and the record of it, are durable. On an error the side
+    /// file says, durably, that it is incomplete.
+    KeepOld {
+        /// Comes back.
+        token: Token,
+        /// The volume.
+        volume: VolumeNumber,
+        /// The first block of 4 KiB.
+        first: u64,
+        /// How many blocks; the last one of the device may be short.
+        blocks: u64,
+    },
     /// Read metadata; answer with [`Event::MetadataRead`](super::Event::MetadataRead).
     ReadMetadata {
         /// Comes back.

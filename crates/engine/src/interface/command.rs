@@ -40,6 +40,18 @@ pub struct AttachSettings {
     pub properties: DiskProperties,
     /// The `disk` section.
     pub options: DiskOptions,
+    /// The blocks of which an undo of an earlier daemon has the old content; `None`: there is no such undo, or it is
+    /// incomplete.
+    pub kept: Option<KeptBlocks>,
+}
+
+/// What an undo has kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptBlocks {
+    /// A bit for each block, the lowest of each word first.
+    pub words: Vec<u64>,
+    /// The number of blocks of 4 KiB the device had when the undo began.
+    pub blocks: u64,
 }
 
 /// A command, after the verbs of `drbdsetup` (states spec 19.3).
@@ -175,6 +187,11 @@ pub enum Command {
         volume: VolumeNumber,
         /// How.
         request: ResizeRequest,
+    },
+    /// `drop-resync-undo`: nothing is kept any more. Once it has succeeded the side file is not written to.
+    DropUndo {
+        /// Which volume.
+        volume: VolumeNumber,
     },
     /// `down`: everything of the resource, in order.
     Down,

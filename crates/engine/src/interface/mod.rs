@@ -14,7 +14,7 @@ mod time;
 pub use action::{Action, Actions, DiscardMode, Handler, Level, Report, SocketRole};
 pub use buffer::{Buffer, MetadataBlock, Payload};
 pub use command::{
-    AttachSettings, Command, CommandId, CommandResult, DiskProperties, Failure, ResizeRequest,
+    AttachSettings, Command, CommandId, CommandResult, DiskProperties, Failure, KeptBlocks, ResizeRequest,
 };
 pub use event::{
     ClientError, ClientRequest, Event, HandlerId, IoError, Operation, RequestId, SocketId, SocketLoss, Token,

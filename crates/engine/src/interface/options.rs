@@ -135,6 +135,8 @@ pub struct DiskOptions {
     pub rs_discard_granularity_bytes: u32,
     /// `discard-zeroes-if-aligned`.
     pub discard_zeroes_if_aligned: bool,
+    /// `resync-undo` is set: what a resync after a split brain overwrites is kept.
+    pub resync_undo: bool,
 }
 
 impl Default for DiskOptions {
@@ -159,6 +161,7 @@ impl Default for DiskOptions {
             read_balancing: ReadBalancing::PreferLocal,
             rs_discard_granularity_bytes: 0,
             discard_zeroes_if_aligned: true,
+            resync_undo: false,
         }
     }
 }

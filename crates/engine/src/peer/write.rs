@@ -161,7 +161,8 @@ impl Engine {
             self.acknowledge_write(index, range, write.block_id, write.flags, true, false);
         }
         let token = self.start_peer_io(index, key);
-        self.out.push(Action::Write { token, volume: number, range, buffer, fua, preflush });
+        let action = Action::Write { token, volume: number, range, buffer, fua, preflush };
+        self.change_disk(index, range, action);
         Verdict::Good
     }
 
@@ -194,7 +195,7 @@ impl Engine {
         let number = self.volumes[index].number;
         for (range, mode) in self.discard_pieces(index, range, may_trim, zero_out) {
             let token = self.start_peer_io(index, key);
-            self.out.push(Action::Discard { token, volume: number, range, mode });
+            self.change_disk(index, range, Action::Discard { token, volume: number, range, mode });
         }
         Verdict::Good
     }

@@ -154,7 +154,8 @@ impl Engine {
                 let token = self.start_io(index, Purpose::RequestLocal(key));
                 self.requests[key].local = Local::Pending { operations: 1, failed: false };
                 let (fua, preflush) = (fua && volatile, preflush && volatile);
-                self.out.push(Action::Write { token, volume: number, range, buffer, fua, preflush });
+                let write = Action::Write { token, volume: number, range, buffer, fua, preflush };
+                self.change_disk(index, range, write);
             }
             (Operation::Discard, _) => self.discard_locally(key, true, false),
             (Operation::WriteZeroes { may_unmap }, _) => self.discard_locally(key, may_unmap, true),
@@ -170,7 +171,7 @@ impl Engine {
         let number = self.volumes[index].number;
         for (range, mode) in pieces {
             let token = self.start_io(index, Purpose::RequestLocal(key));
-            self.out.push(Action::Discard { token, volume: number, range, mode });
+            self.change_disk(index, range, Action::Discard { token, volume: number, range, mode });
         }
     }
 

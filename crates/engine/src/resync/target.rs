@@ -227,7 +227,8 @@ impl Engine {
         let key = self.accept_resync_write(index, range, Some(buffer), locks);
         let volume = self.volumes[index].number;
         let token = self.start_peer_io(index, key);
-        self.out.push(Action::Write { token, volume, range, buffer, fua: false, preflush: false });
+        let write = Action::Write { token, volume, range, buffer, fua: false, preflush: false };
+        self.change_disk(index, range, write);
         self.ask_for_more(index);
         Verdict::Good
     }
@@ -249,7 +250,7 @@ impl Engine {
         let volume = self.volumes[index].number;
         let token = self.start_peer_io(index, key);
         let mode = DiscardMode::ZeroesMayUnmap;
-        self.out.push(Action::Discard { token, volume, range, mode });
+        self.change_disk(index, range, Action::Discard { token, volume, range, mode });
         self.ask_for_more(index);
         Verdict::Good
     }

@@ -17,6 +17,7 @@ mod resize;
 mod resyncs;
 mod split_brain;
 mod two_primaries;
+mod undo;
 mod verify;
 
 use harness::{Pair, VOLUME};

@@ -196,6 +196,7 @@ impl Node {
                 self.events.push_back(Event::HandlerExit { handler, status: 0 });
             }
             Action::Report(Report::Log { text, .. }) => self.log.push(text),
+            Action::BeginUndo { .. } | Action::KeepOld { .. } => unreachable!("DRBD has no undo"),
             Action::Report(_) | Action::Release(_) | Action::CloseDisk { .. } | Action::Device { .. } => {}
         }
     }

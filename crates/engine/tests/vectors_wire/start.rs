@@ -171,7 +171,7 @@ impl Metadata {
             _ => None,
         });
         options.rs_discard_granularity_bytes = thin.unwrap_or(0);
-        AttachSettings { placement: Placement::Internal, properties, options }
+        AttachSettings { placement: Placement::Internal, properties, options, kept: None }
     }
 }
 
