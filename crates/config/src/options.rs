@@ -355,6 +355,10 @@ pub const ATTACH_ONLY_OPTIONS: &[OptionDefinition] = &[
     OptionDefinition::number("max-bio-bvecs", ONE, 0, 128, 0).unchecked(),
 ];
 
+/// The options of `disk { }` that DRBD does not have; they take effect at `attach` only. In no usage text, and in no set of
+/// those DRBD knows.
+pub const OWN_DISK_OPTIONS: &[OptionDefinition] = &[OptionDefinition::text("resync-undo", 4095)];
+
 /// `options { }`: what `new-resource` and `resource-options` take.
 pub const RESOURCE_OPTIONS: &[OptionDefinition] = &[
     OptionDefinition::text("cpu-mask", 31),

@@ -1,6 +1,8 @@
 //! The words of the language and their numbers, which parse errors quote (configuration spec 2 and 13).
 
-use crate::options::{ATTACH_ONLY_OPTIONS, DISK_OPTIONS, NET_OPTIONS, OptionDefinition, STARTUP_OPTIONS};
+use crate::options::{
+    ATTACH_ONLY_OPTIONS, DISK_OPTIONS, NET_OPTIONS, OWN_DISK_OPTIONS, OptionDefinition, STARTUP_OPTIONS,
+};
 
 /// Words that are no options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -289,6 +291,7 @@ fn option_word(word: &str) -> Option<OptionWord> {
             let find = |table: &'static [OptionDefinition]| table.iter().find(|option| option.name == word);
             let (section, definition) = find(DISK_OPTIONS)
                 .or_else(|| find(ATTACH_ONLY_OPTIONS))
+                .or_else(|| find(OWN_DISK_OPTIONS))
                 .map(|definition| (Section::Disk, definition))
                 .or_else(|| find(NET_OPTIONS).map(|definition| (Section::Net, definition)))
                 .or_else(|| find(STARTUP_OPTIONS).map(|definition| (Section::Startup, definition)))?;

@@ -14,6 +14,7 @@ mod node;
 mod reactor;
 mod settings;
 mod thread;
+mod undo;
 
 use std::process::ExitCode;
 

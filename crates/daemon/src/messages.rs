@@ -7,12 +7,16 @@ use tokio::sync::oneshot;
 use udrbd_engine::bitmap::Region;
 use udrbd_engine::interface::{
     AttachSettings, Command, CommandId, CommandResult, Handler, HandlerId, Level, NetOptions, ResourceStatus,
+    Token,
 };
+use udrbd_runtime::Errno;
 use udrbd_runtime::disk::Disk;
 use udrbd_runtime::nbd::Negotiated;
 use udrbd_runtime::socket::SocketOptions;
 use udrbd_runtime::ublk::Source;
 use udrbd_units::VolumeNumber;
+
+use crate::undo::Keeper;
 
 /// Regions of changed blocks that are told.
 pub(crate) const REGIONS_MAX: usize = 16;
@@ -22,6 +26,8 @@ pub(crate) const REGIONS_MAX: usize = 16;
 pub(crate) struct DiskPair {
     pub(crate) backing: Disk,
     pub(crate) metadata: Disk,
+    /// Keeps what is overwritten, once there is an undo.
+    pub(crate) undo: Option<Keeper>,
 }
 
 /// The two ends of a connection and how its sockets are made.
@@ -47,6 +53,8 @@ pub(crate) enum ToEngine {
     Client { volume: VolumeNumber, socket: OwnedFd, negotiated: Box<Negotiated> },
     /// The block device of a volume, whose requests are to be served from now on.
     ServeBlock { id: CommandId, volume: VolumeNumber, source: Source },
+    /// What was to be kept is durable, or cannot be kept.
+    Kept { token: Token, result: Result<(), Errno> },
     /// A handler has ended.
     HandlerExit { handler: HandlerId, status: i32 },
     /// Tell where blocks differ from the peer's, by volume; only of those with a disk.

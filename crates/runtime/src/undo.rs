@@ -208,6 +208,11 @@ impl Undo {
         Ok(())
     }
 
+    /// It was not looked after: what it has may be of any time.
+    pub fn distrust(&self) {
+        self.mark_incomplete();
+    }
+
     /// Says so in the file, before anything may be overwritten that is not kept.
     fn mark_incomplete(&self) {
         let marked = {

@@ -4,6 +4,7 @@ use std::io::Read as _;
 
 use udrbd_config::model::find_option;
 use udrbd_config::{OptionEntry, Volume};
+use udrbd_control::options::RESYNC_UNDO;
 
 use super::session::{Session, Work};
 use super::system::{Call, Ended, Finished, Helper, Registered, Stream};
@@ -265,7 +266,8 @@ impl Session<'_> {
             // The options that only `attach` takes were moved to the front.
             let only_attach = |option: &&OptionEntry| is_attach_only(&option.name);
             let skipped = volume.disk_options.iter().take_while(only_attach).count();
-            arguments.extend(option_words(&volume.disk_options[skipped..]));
+            let rest = volume.disk_options[skipped..].iter().filter(|option| option.name != RESYNC_UNDO);
+            arguments.extend(option_words(&rest.cloned().collect::<Vec<_>>()));
         }
         arguments.extend(self.passed_on());
         let request = Request::new(Helper::Setup, arguments, Limit::Medium);
@@ -475,7 +477,7 @@ impl Session<'_> {
 
 /// Whether only `attach` takes an option.
 pub(super) fn is_attach_only(name: &str) -> bool {
-    matches!(name, "size" | "max-bio-bvecs")
+    matches!(name, "size" | "max-bio-bvecs" | RESYNC_UNDO)
 }
 
 /// The number that hexadecimal output begins with; 0 if it does not begin with one.

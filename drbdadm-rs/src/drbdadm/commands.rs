@@ -277,7 +277,11 @@ pub(super) const COMMANDS: &[Command] = &[
 ];
 
 /// Ours alone: in no usage text, which scripts and people know from 8.4.
-const UNLISTED: &[Command] = &[Command::resource("split-brain-report", Function::SplitBrainReport)];
+const UNLISTED: &[Command] = &[
+    Command::resource("split-brain-report", Function::SplitBrainReport),
+    Command::volume("resync-undo", Function::SetupShort),
+    Command::volume("drop-resync-undo", Function::SetupShort),
+];
 
 /// The command of that name.
 pub(super) fn find(name: &str) -> Option<&'static Command> {

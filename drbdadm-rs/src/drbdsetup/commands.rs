@@ -1,7 +1,8 @@
 //! The commands of `drbdsetup`: what each works on, its arguments and its options (command line spec 9).
 
 use udrbd_control::options::{
-    DiskOptions, NetOptions, OptionEntry, OptionKind, OptionSet, OptionSpec, ResourceOptions, Scale,
+    DiskOptions, NetOptions, OptionEntry, OptionKind, OptionSet, OptionSpec, RESYNC_UNDO, ResourceOptions,
+    Scale,
 };
 
 use super::getopt::{Argument, LongOption};
@@ -166,8 +167,8 @@ impl Command {
     pub(super) fn specs(&self) -> Vec<&'static OptionSpec> {
         match self.fields {
             Fields::None => Vec::new(),
-            Fields::Disk => DiskOptions::SPECS.iter().collect(),
-            Fields::ChangeableDisk => DiskOptions::SPECS.iter().filter(|spec| spec.changeable).collect(),
+            Fields::Disk => DiskOptions::drbd_specs().collect(),
+            Fields::ChangeableDisk => DiskOptions::drbd_specs().filter(|spec| spec.changeable).collect(),
             Fields::Net => NetOptions::SPECS.iter().collect(),
             Fields::Connect => CONNECT.iter().chain(NetOptions::SPECS).collect(),
             Fields::Resource => ResourceOptions::SPECS.iter().collect(),
@@ -191,6 +192,10 @@ impl Command {
         }
         if self.name == "connect" {
             known.push(long("dry-run", Argument::Optional));
+        }
+        if self.name == "attach" {
+            // Ours; the usage text stays that of 8.4.
+            known.push(long(RESYNC_UNDO, Argument::Required));
         }
         if self.name == "status" {
             // Of the 9 series; the usage text stays that of 8.4.
@@ -275,6 +280,8 @@ pub(super) const COMMANDS: &[Command] = &[
 /// Ours alone, for `drbdadm`: in no usage text.
 const UNLISTED: &[Command] = &[
     command("wait-verify", Object::Minor).options(WAIT_VERIFY),
+    command("resync-undo", Object::Minor),
+    command("drop-resync-undo", Object::Minor),
     command("split-brain-report", Object::Resource).options(SPLIT_BRAIN_REPORT),
 ];
 

@@ -167,6 +167,7 @@ fn of_minor(invocation: &Invocation<'_>, minor: Minor) -> Result<Request, i32> {
             Request::Verify { minor, start_sector: own.number("start"), stop_sector: own.number("stop") }
         }
         "del-minor" => Request::DelMinor { minor },
+        "drop-resync-undo" => Request::DropResyncUndo { minor },
         other => return Err(not_a_change(other)),
     })
 }

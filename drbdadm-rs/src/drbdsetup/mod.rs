@@ -12,6 +12,7 @@ mod output;
 mod query;
 mod resize;
 mod split_brain;
+mod undo;
 mod usage;
 mod verify;
 mod watch;
@@ -71,6 +72,7 @@ fn dispatch(invocation: &Invocation<'_>) -> i32 {
         "check-resize" => resize::check_resize(invocation),
         "events" => watch::events(invocation),
         "events2" => watch::events2(invocation),
+        "resync-undo" => undo::show(invocation),
         "split-brain-report" => split_brain::report(invocation),
         "wait-verify" => verify::wait(invocation),
         "wait-connect" | "wait-sync" => watch::wait(invocation),

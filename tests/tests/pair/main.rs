@@ -2,6 +2,7 @@
 //! clear refusals, driven by `drbdadm`.
 
 mod split_brain;
+mod undo;
 
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -36,6 +37,8 @@ const CASES: &[Case] = &[
     Case::new("disks_that_have_grown_give_a_larger_device", resize),
     Case::new("a_full_file_system_below_costs_the_disk_and_no_write", full_file_system),
     Case::new("a_split_brain_explains_itself_and_its_commands_end_it", split_brain::explained),
+    Case::new("the_victim_keeps_what_it_loses_also_if_its_daemon_dies", undo::kept_and_dropped),
+    Case::new("an_undo_without_room_is_incomplete_and_in_nobodys_way", undo::without_room),
     Case::new("images_of_guests_are_served_to_qemu", images_of_guests),
     Case::new("garbage_on_the_port_leaves_the_daemon_up", garbage_on_port),
 ];

@@ -12,7 +12,7 @@ const ALPHA: (u64, u8) = (1 << 20, 0xA1);
 const BETA: (u64, u8) = (5 << 20, 0xB2);
 const BYTES: usize = 64 << 10;
 
-fn device(pair: &Pair, node: Node) -> Result<Nbd> {
+pub(crate) fn device(pair: &Pair, node: Node) -> Result<Nbd> {
     let TargetName::Nbd(socket, export) = pair.export(node) else { bail!("an export is NBD") };
     Nbd::connect(&socket, &export)
 }
@@ -36,7 +36,8 @@ fn report(pair: &Pair, node: Node) -> Result<String> {
     pair.adm(node, "split-brain-report r0")
 }
 
-fn expect(text: &str, parts: &[&str]) -> Result<()> {
+/// Every part has to be there.
+pub(crate) fn expect(text: &str, parts: &[&str]) -> Result<()> {
     match parts.iter().find(|part| !text.contains(**part)) {
         Some(missing) => bail!("'{missing}' is missing in:\n{text}"),
         None => Ok(()),

@@ -13,7 +13,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use number::{Scale, parse_number};
-pub use sets::{DiskOptions, NetOptions, ResourceOptions};
+pub use sets::{DiskOptions, NetOptions, RESYNC_UNDO, ResourceOptions};
 pub use values::{
     AfterSplitBrain0Primaries, AfterSplitBrain1Primary, AfterSplitBrain2Primaries, Fencing, OnCongestion,
     OnIoError, OnNoDataAccessible, Protocol, ReadBalancing, RrConflict, Secret,
@@ -160,6 +160,11 @@ pub trait OptionSet: Sized + Clone + Default {
 
     /// Copies the options that cannot change from another set.
     fn keep_invariant_from(&mut self, other: &Self);
+
+    /// The options that DRBD has, too: for usage texts and lists of defaults.
+    fn drbd_specs() -> impl Iterator<Item = &'static OptionSpec> {
+        Self::SPECS.iter().filter(|spec| spec.name != RESYNC_UNDO)
+    }
 
     /// The description of the option of this name.
     fn spec(name: &str) -> Option<&'static OptionSpec> {

@@ -13,6 +13,9 @@ use super::{OptionEntry, OptionError, OptionKind, OptionSet, OptionSpec};
 const ALGORITHM_LENGTH_MAX: usize = 63;
 const CPU_MASK_LENGTH_MAX: usize = 31;
 /// The greatest disk size in sectors (1 PiB).
+/// The one option of a disk that DRBD does not have.
+pub const RESYNC_UNDO: &str = "resync-undo";
+const PATH_LENGTH_MAX: usize = 4095;
 const DISK_SIZE_SECTORS_MAX: i64 = 2_199_023_255_552;
 const MINOR_MAX: i64 = (1 << 20) - 1;
 
@@ -161,6 +164,9 @@ option_set! {
         read_balancing: ReadBalancing = ReadBalancing::PreferLocal, spec("read-balancing", ReadBalancing::KIND);
         /// The granularity at which a resync discards, in bytes; 0 is off.
         rs_discard_granularity_bytes: u32 = 0, number("rs-discard-granularity", Ones, 0, 1_048_576);
+        /// Where what the victim of a split brain loses is kept: a folder, or a size in the usual one; empty is nowhere. DRBD
+        /// has no such option.
+        resync_undo: String = String::new(), text(RESYNC_UNDO, PATH_LENGTH_MAX).invariant();
     }
 }
 

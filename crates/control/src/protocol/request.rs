@@ -223,6 +223,11 @@ pub enum Request {
         /// Whether the bitmap is cleared: the nodes hold the same data.
         clear_bitmap: bool,
     },
+    /// Drops what is kept of the device as it was before a resync.
+    DropResyncUndo {
+        /// The volume.
+        minor: Minor,
+    },
     /// Demotes, disconnects, detaches and removes a resource.
     Down {
         /// The resource.
@@ -281,6 +286,7 @@ impl Request {
             Self::SuspendIo { .. } => "suspend-io",
             Self::ResumeIo { .. } => "resume-io",
             Self::NewCurrentUuid { .. } => "new-current-uuid",
+            Self::DropResyncUndo { .. } => "drop-resync-undo",
             Self::Down { .. } => "down",
             Self::RegisterConfiguration { .. } => "register-configuration",
             Self::Snapshot { .. } => "snapshot",

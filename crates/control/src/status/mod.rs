@@ -33,7 +33,8 @@ pub use query::{
 pub use show::{show, show_minor};
 pub use snapshot::{
     BackingSnapshot, ConnectionSnapshot, DeviceCounters, DeviceSnapshot, Generations, NodeSnapshot,
-    ProgressKind, ProgressSnapshot, ResourceSnapshot, ResyncPause, SpeedMark, Suspension, WriteOrdering,
+    ProgressKind, ProgressSnapshot, ResourceSnapshot, ResyncPause, SpeedMark, Suspension, UndoSnapshot,
+    WriteOrdering,
 };
 pub use split_brain::{
     ChangedRegion, FoundSplitBrain, KnownSplitBrain, PolicyOutcome, PolicyOutlook, SplitBrainEnd,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use udrbd_units::Minor;
 
 use super::{DeviceSnapshot, NodeSnapshot, ResourceSnapshot};
-use crate::options::{OptionEntry, OptionKind, OptionSet};
+use crate::options::{OptionEntry, OptionKind, OptionSet, RESYNC_UNDO};
 use crate::protocol::MetadataIndex;
 
 /// The configuration of the resources, in their order, blocks separated by an empty line.
@@ -93,7 +93,8 @@ impl Block {
     fn options<S: OptionSet>(&mut self, section: &str, options: &S) {
         self.open(section);
         for entry in options.entries() {
-            if self.show_defaults || !entry.is_default {
+            let shown_default = self.show_defaults && entry.spec.name != RESYNC_UNDO;
+            if shown_default || !entry.is_default {
                 self.line(&option_line(&entry));
             }
         }

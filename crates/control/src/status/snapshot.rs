@@ -122,6 +122,24 @@ pub struct DeviceSnapshot {
     pub counters: DeviceCounters,
     /// The resync or verify that is running or paused.
     pub progress: Option<ProgressSnapshot>,
+    /// What a resync has overwritten here, kept.
+    #[serde(default)]
+    pub undo: Option<UndoSnapshot>,
+}
+
+/// What is kept of a device as it was before a resync overwrote its changes (`resync-undo`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndoSnapshot {
+    /// When it began: microseconds since the epoch.
+    pub began_us: i64,
+    /// The blocks of 4 KiB that are kept.
+    pub kept_blocks: u64,
+    /// Blocks were overwritten that are not kept: it does not show the device as it was.
+    pub incomplete: bool,
+    /// The side file.
+    pub path: PathBuf,
+    /// The export of the NBD server that shows the device as it was.
+    pub export: String,
 }
 
 /// The reasons for which a resync is paused.
@@ -322,6 +340,7 @@ impl DeviceSnapshot {
             backing: None,
             counters: DeviceCounters::default(),
             progress: None,
+            undo: None,
         }
     }
 

@@ -10,7 +10,7 @@ use udrbd_engine::interface::{Command, ResizeRequest};
 use udrbd_units::{ConnectionState, Minor, Sector, VolumeNumber};
 
 use super::resource::Resource;
-use super::{Node, State, block, connect, convert, disks, roles, time_us};
+use super::{Node, State, block, connect, convert, disks, roles, time_us, undo};
 use crate::messages::ToEngine;
 use crate::thread;
 
@@ -64,6 +64,7 @@ pub(super) async fn execute(node: &Rc<Node>, request: Request) -> CommandResult 
         Request::NewCurrentUuid { minor, clear_bitmap } => {
             device(node, minor, |volume| Command::NewCurrentUuid { volume, clear_bitmap }).await
         }
+        Request::DropResyncUndo { minor } => undo::drop_undo(node, minor).await,
         Request::Down { resource } => roles::down(node, &resource).await,
         Request::RegisterConfiguration { resource, path } => {
             let mut state = node.state.borrow_mut();

@@ -41,6 +41,7 @@ pub(super) fn disk_options(options: &control::DiskOptions) -> engine::DiskOption
         read_balancing: read_balancing(options.read_balancing),
         rs_discard_granularity_bytes: options.rs_discard_granularity_bytes,
         discard_zeroes_if_aligned: options.discard_zeroes_if_aligned,
+        resync_undo: !options.resync_undo.is_empty(),
     }
 }
 

@@ -11,14 +11,16 @@ use udrbd_control::options::{DiskOptions, Fencing, OptionChanges, OptionSet, Pro
 use udrbd_control::protocol::{CommandResult, MetadataIndex};
 use udrbd_engine::interface::{AttachSettings, Command, DiskProperties, Level};
 use udrbd_runtime::disk::{Disk, DiskOptions as OpenOptions, OpenError, SharedDisks};
+use udrbd_runtime::undo::Undo;
 use udrbd_units::{DiskState, Minor, VolumeNumber};
 
 use super::commands::{
     bad_option, find_device, no_answer, one_at_a_time, pass, unknown_minor, unknown_resource,
 };
 use super::resource::{Backing, Resource};
-use super::{Node, State, block, convert};
+use super::{Node, State, block, convert, undo};
 use crate::messages::{DiskPair, ToEngine};
+use crate::undo::Keeper;
 
 /// How often and after what pause a disk that is in use is tried again.
 const BUSY_TRIES: u32 = 100;
@@ -44,7 +46,8 @@ pub(super) async fn attach(node: &Rc<Node>, minor: Minor, wanted: Wanted) -> Com
             Ok(disks) => disks,
             Err(code) => return code.into(),
         };
-        hand_over(node, (resource, volume, minor), wanted, disks).await
+        let undo = find_undo(node, (resource, volume, minor), &wanted, &disks).await;
+        hand_over(node, (resource, volume, minor), wanted, disks, undo).await
     })
     .await
 }
@@ -58,6 +61,9 @@ fn check(state: &State, resource: &str, volume: VolumeNumber, wanted: &Wanted) -
     let internal = wanted.index == MetadataIndex::Internal;
     if internal != (wanted.disk == wanted.metadata) {
         return Err(ReturnCode::MetadataIndexInvalid);
+    }
+    if !undo::is_valid(&wanted.options.resync_undo) {
+        return Err(ReturnCode::MandatoryTag);
     }
     check_fencing(entry, &wanted.options)?;
     check_dependency(state, entry, volume, &wanted.options)
@@ -143,20 +149,39 @@ fn open_pair(
         MetadataIndex::Flexible => patiently(|| Disk::open(metadata, options)),
     }
     .map_err(|error| (metadata.to_owned(), error, ReturnCode::OpenMetadataDisk))?;
-    Ok(DiskPair { backing, metadata })
+    Ok(DiskPair { backing, metadata, undo: None })
+}
+
+/// The undo of the disk, or one that may begin.
+async fn find_undo(
+    node: &Rc<Node>,
+    (resource, volume, minor): (&str, VolumeNumber, Minor),
+    wanted: &Wanted,
+    disks: &DiskPair,
+) -> Option<Arc<Undo>> {
+    let (folder, value) = (node.state_directory.clone(), wanted.options.resync_undo.clone());
+    let disk = disks.backing.clone();
+    let found = tokio::task::spawn_blocking(move || undo::prepare(&folder, minor, &value, &disk)).await;
+    let (undo, trouble) = found.unwrap_or((None, None));
+    if let Some(text) = trouble {
+        node.log(resource, Level::Error, Some(volume), &text);
+    }
+    undo.map(Arc::new)
 }
 
 async fn hand_over(
     node: &Rc<Node>,
     (resource, volume, minor): (&str, VolumeNumber, Minor),
     wanted: Wanted,
-    disks: DiskPair,
+    mut disks: DiskPair,
+    undo: Option<Arc<Undo>>,
 ) -> CommandResult {
     let properties = properties(&disks);
     let settings = Box::new(AttachSettings {
         placement: convert::placement(wanted.index),
         properties,
         options: convert::disk_options(&wanted.options),
+        kept: undo.as_deref().and_then(undo::kept_blocks),
     });
     let path = wanted.disk.to_string_lossy().into_owned();
     let backing = Backing {
@@ -172,9 +197,20 @@ async fn hand_over(
     let answer = {
         let mut state = node.state.borrow_mut();
         let Some(entry) = state.resource_mut(resource) else { return unknown_resource() };
+        let mail = entry.engine.mail.clone();
         let Some(known) = entry.volume_mut(volume) else { return unknown_minor() };
         known.attaching = true;
         known.backing = Some(backing);
+        known.undo.clone_from(&undo);
+        let marker = undo::marker(&node.state_directory, minor);
+        disks.undo = match undo.map(|undo| Keeper::start(undo, marker, mail)) {
+            None => None,
+            Some(Ok(keeper)) => Some(keeper),
+            Some(Err(error)) => {
+                tracing::error!("drbd {resource}: no thread for resync-undo: {error}");
+                None
+            }
+        };
         let disks = Box::new(disks);
         entry.command(|id| ToEngine::Attach { id, volume, settings, disks })
     };
@@ -185,6 +221,7 @@ async fn hand_over(
         known.attaching = false;
         if !result.code.is_success() {
             known.backing = None;
+            known.undo = None;
         }
     }
     if result.code.is_success() {

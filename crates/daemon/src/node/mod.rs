@@ -19,6 +19,7 @@ mod service_manager;
 mod snapshot;
 mod split_brain;
 mod status_file;
+mod undo;
 mod watch;
 
 use std::cell::RefCell;

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,9 +11,10 @@ use udrbd_control::status::{DeviceSnapshot, ResourceSnapshot};
 use udrbd_runtime::nbd::{
     Export, Exports, Negotiated, Negotiation, Progress, Refusal, RefusalKind, split_export_name,
 };
+use udrbd_runtime::undo::Undo;
 use udrbd_units::{DiskState, Role, SECTOR_BYTES, VolumeNumber};
 
-use super::{Node, State, block};
+use super::{Node, State, block, undo};
 use crate::instance::listen_privately;
 use crate::messages::ToEngine;
 
@@ -68,6 +70,10 @@ async fn greet(node: &Rc<Node>, mut stream: UnixStream) -> anyhow::Result<()> {
 
 async fn hand_over(node: &Rc<Node>, stream: UnixStream, negotiated: Box<Negotiated>) -> anyhow::Result<()> {
     let socket = OwnedFd::from(stream.into_std()?);
+    if let Some(found) = node.state.borrow().find_undo(&negotiated.export.name).map(|(_, _, undo)| undo) {
+        undo::serve(found, socket.into(), negotiated)?;
+        return Ok(());
+    }
     let Some((resource, volume)) = split_export_name(&negotiated.export.name) else { return Ok(()) };
     let (name, volume) = (resource.to_owned(), VolumeNumber(volume));
     let known = node.state.borrow().resource(&name).and_then(|entry| Some(entry.volume(volume)?.minor));
@@ -105,6 +111,15 @@ fn export_name(resource: &ResourceSnapshot, volume: VolumeNumber) -> String {
 }
 
 impl State {
+    /// The undo an export is of.
+    fn find_undo(&self, name: &str) -> Option<(&ResourceSnapshot, &DeviceSnapshot, Arc<Undo>)> {
+        let (resource, volume) = split_export_name(name.strip_suffix(undo::SUFFIX)?)?;
+        let entry = self.resource(resource)?;
+        let undo = entry.volume(VolumeNumber(volume))?.undo.clone()?;
+        let device = entry.snapshot.devices.iter().find(|device| device.volume.0 == volume)?;
+        undo.info().is_some().then_some((&entry.snapshot, device, undo))
+    }
+
     fn export(&self, resource: &ResourceSnapshot, device: &DeviceSnapshot) -> Export {
         let backing =
             self.resource(&resource.name).and_then(|entry| entry.volume(device.volume)?.backing.as_ref());
@@ -123,12 +138,15 @@ impl State {
 impl Exports for State {
     fn names(&self) -> Vec<String> {
         let snapshots = self.resources.iter().map(|entry| &entry.snapshot);
-        snapshots
-            .flat_map(|resource| {
-                let served = resource.devices.iter().filter(|device| obstacle(resource, device).is_none());
-                served.map(|device| export_name(resource, device.volume))
-            })
-            .collect()
+        let undos = snapshots
+            .clone()
+            .flat_map(|resource| resource.devices.iter().filter_map(|device| device.undo.as_ref()))
+            .map(|undo| undo.export.clone());
+        let served = snapshots.flat_map(|resource| {
+            let served = resource.devices.iter().filter(|device| obstacle(resource, device).is_none());
+            served.map(|device| export_name(resource, device.volume))
+        });
+        served.chain(undos).collect()
     }
 
     fn find(&self, name: &str) -> Result<Export, Refusal> {
@@ -137,12 +155,18 @@ impl Exports for State {
             message: format!("there is no resource or volume '{name}' here"),
         };
         if name.is_empty() {
-            let names = self.names();
+            let mut names = self.names();
+            names.retain(|name| !name.ends_with(undo::SUFFIX));
             let [only] = &names[..] else {
                 let message = "say which export: RESOURCE or RESOURCE/VOLUME".to_owned();
                 return Err(Refusal { kind: RefusalKind::Unknown, message });
             };
             return self.find(only);
+        }
+        if name.ends_with(undo::SUFFIX) {
+            let (resource, device, undo) = self.find_undo(name).ok_or_else(unknown)?;
+            let block_bytes = self.export(resource, device).block_bytes;
+            return undo::export(&undo, name, device.minor, block_bytes).ok_or_else(unknown);
         }
         let (resource, volume) = split_export_name(name).ok_or_else(unknown)?;
         let resource = &self.resource(resource).ok_or_else(unknown)?.snapshot;

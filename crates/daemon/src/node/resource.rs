@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::sync::{Mutex, oneshot, watch};
 use udrbd_control::options::{DiskOptions, NetOptions, ResourceOptions};
@@ -11,6 +12,7 @@ use udrbd_control::status::ResourceSnapshot;
 use udrbd_control::{Address, ReturnCode};
 use udrbd_engine::interface::CommandId;
 use udrbd_runtime::mailbox::SendError;
+use udrbd_runtime::undo::Undo;
 use udrbd_units::{DiskState, Minor, VolumeNumber};
 
 use super::split_brain::Memory;
@@ -39,6 +41,8 @@ pub(super) struct VolumeEntry {
     pub(super) backing: Option<Backing>,
     /// An attach is under way.
     pub(super) attaching: bool,
+    /// What is kept of the disk as it was, where something may be.
+    pub(super) undo: Option<Arc<Undo>>,
     /// What is remembered of the peer, once the engine has been looked at.
     pub(super) memory: Option<Memory>,
 }
@@ -142,6 +146,7 @@ impl Resource {
             match entry {
                 Some(entry) if volume.disk == DiskState::Diskless && !entry.attaching => {
                     entry.backing = None;
+                    entry.undo = None;
                 }
                 Some(_) => {}
                 None => self.volumes.push(VolumeEntry {
@@ -149,6 +154,7 @@ impl Resource {
                     minor: volume.minor,
                     backing: None,
                     attaching: false,
+                    undo: None,
                     memory: None,
                 }),
             }

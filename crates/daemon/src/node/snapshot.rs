@@ -9,6 +9,7 @@ use udrbd_metadata::Flags;
 use udrbd_units::{ConnectionState, DiskState, GenerationId};
 
 use super::resource::{Resource, VolumeEntry};
+use super::undo;
 
 const NANOSECONDS_PER_MILLISECOND: u64 = 1_000_000;
 const SECTORS_PER_BLOCK: u64 = udrbd_units::BLOCK_SECTORS;
@@ -48,7 +49,10 @@ pub(super) fn resource(entry: &Resource) -> ResourceSnapshot {
         .iter()
         .map(|volume| {
             let known = entry.volumes.iter().find(|known| known.number == volume.volume);
-            device(volume, known, status.open.contains(&volume.volume))
+            let mut shown = device(volume, known, status.open.contains(&volume.volume));
+            let undo = known.and_then(|known| known.undo.as_ref());
+            shown.undo = undo.and_then(|undo| undo::snapshot(undo, &entry.name, volume.volume));
+            shown
         })
         .collect();
     snapshot.devices.sort_by_key(|device| device.volume);
@@ -161,6 +165,9 @@ pub(super) fn without_counters(snapshot: &ResourceSnapshot) -> ResourceSnapshot 
         device.counters = DeviceCounters::default();
         device.progress = None;
         device.upper_blocked = false;
+        if let Some(undo) = &mut device.undo {
+            undo.kept_blocks = 0;
+        }
     }
     plain
 }

@@ -11,6 +11,7 @@ use udrbd_wire::DigestAlgorithm;
 
 use super::{Reactor, Tag, buffer_of, handle_of};
 use crate::messages::DiskPair;
+use crate::undo::Job;
 
 /// Buffers kept for writes of metadata, so that they never wait for buffers whose owners wait for them.
 const METADATA_BUFFERS: usize = 32;
@@ -134,6 +135,10 @@ pub(super) fn io_result(result: Result<u32, Errno>) -> Result<(), IoError> {
     result.map(drop).map_err(io_error)
 }
 
+pub(super) fn kept_result(result: Result<(), Errno>) -> Result<(), IoError> {
+    result.map_err(io_error)
+}
+
 const fn io_error(errno: Errno) -> IoError {
     IoError { errno: errno as i32 }
 }
@@ -191,6 +196,14 @@ impl Reactor {
         match self.disks.pair(volume) {
             Some(pair) => start(&pair.backing, &mut self.ring),
             None => self.no_disk(token),
+        }
+    }
+
+    /// Hands a job to the thread that keeps what is overwritten.
+    pub(super) fn keep(&mut self, volume: VolumeNumber, token: Token, job: Job) {
+        let keeper = self.disks.pair(volume).and_then(|pair| pair.undo.as_ref());
+        if !keeper.is_some_and(|keeper| keeper.ask(job)) {
+            self.no_disk(token);
         }
     }
 

@@ -33,6 +33,8 @@ use disks::Disks;
 use outbox::Outbox;
 use peer::Network;
 
+use crate::undo::Job;
+
 /// How long a thread that was told to end waits for requests in flight.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// How long what is shown of a busy engine may be old.
@@ -264,6 +266,10 @@ impl Reactor {
             | Action::Discard { .. }
             | Action::ReadMetadata { .. }
             | Action::WriteMetadata { .. } => self.perform_disk(action),
+            Action::BeginUndo { token, volume, size } => self.keep(volume, token, Job::Begin { token, size }),
+            Action::KeepOld { token, volume, first, blocks } => {
+                self.keep(volume, token, Job::Keep { token, first, blocks });
+            }
             Action::CloseDisk { volume } => self.disks.close(volume),
             Action::Listen => self.listen(),
             Action::StopListening => self.network.stop_listening(&mut self.ring),
@@ -460,6 +466,9 @@ impl Reactor {
                     info: vec![format!("the queue of the block device: {errno}")],
                 });
                 self.outbox.push(FromEngine::Reply { id, result });
+            }
+            ToEngine::Kept { token, result } => {
+                self.feed(Event::WriteDone { token, result: disks::kept_result(result) });
             }
             ToEngine::HandlerExit { handler, status } => self.feed(Event::HandlerExit { handler, status }),
             ToEngine::ChangedRegions(answer) => {
