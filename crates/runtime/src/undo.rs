@@ -9,13 +9,15 @@
 //!
 //! Everything here blocks: it is for threads of its own.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use udrbd_units::{BLOCK_BYTES, BLOCK_SECTORS, SECTOR_BYTES, Sector};
+use udrbd_units::{BLOCK_BYTES as BLOCK, BLOCK_SECTORS, SECTOR_BYTES, Sector};
 
 use crate::Errno;
 use crate::disk::Disk;
@@ -23,10 +25,12 @@ use crate::disk::Disk;
 const MAGIC: &[u8; 8] = b"udrbundo";
 const VERSION: u32 = 1;
 const HEADER_BYTES: u64 = 4096;
+/// Where in the header the path of the disk is, and the longest there is.
+const PATH_START: usize = 40;
+const PATH_BYTES_MAX: usize = HEADER_BYTES as usize - PATH_START;
 /// The bitmap is written in pieces of this size.
 const PAGE_BYTES: u64 = 4096;
 const WORDS_PER_PAGE: u64 = PAGE_BYTES / 8;
-const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Blocks copied with one read.
 const RUN_BLOCKS_MAX: u64 = 256;
 
@@ -41,6 +45,8 @@ pub struct UndoInfo {
     pub kept_blocks: u64,
     /// Blocks were overwritten that are not kept.
     pub incomplete: bool,
+    /// The disk it is of.
+    pub disk: PathBuf,
 }
 
 /// What is kept, as it is on disk.
@@ -77,7 +83,12 @@ impl Undo {
     /// There is something that cannot be read, or is no undo.
     pub fn open(path: &Path, bytes_max: Option<u64>, disk: Disk) -> io::Result<Self> {
         let kept = match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Some(read_kept(file)?),
+            Ok(file) => {
+                let mut kept = read_kept(file)?;
+                // That of another disk says nothing of this one.
+                kept.info.incomplete |= kept.info.disk != disk.path();
+                Some(kept)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
@@ -119,10 +130,14 @@ impl Undo {
     /// # Errors
     /// `EEXIST` where there is one, else what the file system says; there is none then.
     pub fn begin(&self, size: Sector, began_us: i64) -> Result<(), Errno> {
-        if self.state().kept.is_some() {
-            return Err(Errno::EEXIST);
-        }
-        let info = UndoInfo { began_us, size, kept_blocks: 0, incomplete: false };
+        let disk = {
+            let state = self.state();
+            if state.kept.is_some() {
+                return Err(Errno::EEXIST);
+            }
+            state.disk.as_ref().ok_or(Errno::ENODEV)?.path().to_owned()
+        };
+        let info = UndoInfo { began_us, size, kept_blocks: 0, incomplete: false, disk };
         let made = self.make(&info);
         let file = made.map_err(|error| {
             // What there is of it is nothing.
@@ -344,12 +359,16 @@ fn header(info: &UndoInfo) -> Vec<u8> {
     text.extend_from_slice(&u32::from(info.incomplete).to_le_bytes());
     text.extend_from_slice(&info.size.0.to_le_bytes());
     text.extend_from_slice(&info.began_us.to_le_bytes());
+    let path = info.disk.as_os_str().as_bytes();
+    let path = &path[..path.len().min(PATH_BYTES_MAX)];
+    text.extend_from_slice(&(path.len() as u64).to_le_bytes());
+    text.extend_from_slice(path);
     text.resize(HEADER_BYTES as usize, 0);
     text
 }
 
 fn read_kept(file: File) -> io::Result<Kept> {
-    let mut head = [0; 32];
+    let mut head = [0; HEADER_BYTES as usize];
     file.read_exact_at(&mut head, 0)?;
     let number = |at: usize| {
         let mut bytes = [0; 8];
@@ -361,6 +380,8 @@ fn read_kept(file: File) -> io::Result<Kept> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no undo of this version"));
     }
     let size = Sector(number(16));
+    let path = &head[PATH_START..PATH_START + (number(32) as usize).min(PATH_BYTES_MAX)];
+    let disk = PathBuf::from(OsStr::from_bytes(path));
     let mut bytes = vec![0; (bitmap_words(size) * 8) as usize];
     file.read_exact_at(&mut bytes, HEADER_BYTES)?;
     let words: Vec<u64> = bytes
@@ -368,7 +389,8 @@ fn read_kept(file: File) -> io::Result<Kept> {
         .map(|word| word.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
         .collect();
     let kept_blocks = words.iter().map(|word| u64::from(word.count_ones())).sum();
-    let info = UndoInfo { began_us: number(24).cast_signed(), size, kept_blocks, incomplete: flags & 1 == 1 };
+    let info =
+        UndoInfo { began_us: number(24).cast_signed(), size, kept_blocks, incomplete: flags & 1 == 1, disk };
     Ok(Kept { file: Arc::new(file), info, words, number: 0 })
 }
 

@@ -1,16 +1,18 @@
 //! Two engines in one process: disks that answer at once, wires that lose nothing, time that jumps to the next timeout.
 //! Tests read as scripts; the simulator is where things go wrong.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use udrbd_engine::Engine;
 use udrbd_engine::interface::{
     Action, AttachSettings, Buffer, ClientError, ClientRequest, Command, CommandId, CommandResult,
-    DiskOptions, DiskProperties, Event, Handler, HandlerId, IoError, KeptBlocks, NetOptions, Operation,
-    Payload, Report, RequestId, ResourceOptions, SocketId, SocketLoss, Time, VolumeStatus,
+    DiskOptions, DiskProperties, Event, Handler, HandlerId, IoError, NetOptions, Operation, Payload, Report,
+    RequestId, ResourceOptions, SocketId, SocketLoss, Time, VolumeStatus,
 };
 use udrbd_metadata::{Layout, Placement, Striping, Superblock, activity_log};
 use udrbd_units::{Minor, Sector, SectorRange, VolumeNumber};
+
+use crate::side_file::SideFile;
 
 /// The volume every test uses.
 pub(crate) const VOLUME: VolumeNumber = VolumeNumber(0);
@@ -59,32 +61,12 @@ pub(crate) struct Node {
     pub(crate) undo: Option<SideFile>,
     /// The blocks an undo may keep.
     pub(crate) undo_room: usize,
-    /// The blocks of the device when the undo began.
-    data_blocks: u64,
     /// Buffers of which the engine owns a reference.
     owned: HashSet<u32>,
     buffers: HashMap<u32, Vec<u8>>,
     reads_into: HashMap<u64, u32>,
     next: u64,
     listening: bool,
-}
-
-/// The side file of an undo: it outlives the engine.
-#[derive(Default)]
-pub(crate) struct SideFile {
-    pub(crate) blocks: BTreeMap<u64, Vec<u8>>,
-    pub(crate) incomplete: bool,
-}
-
-impl SideFile {
-    /// What the next engine is told of it.
-    fn kept_blocks(&self, blocks: u64) -> Option<KeptBlocks> {
-        let mut words = vec![0; blocks.div_ceil(64) as usize];
-        for block in self.blocks.keys() {
-            words[(block / 64) as usize] |= 1 << (block % 64);
-        }
-        (!self.incomplete).then_some(KeptBlocks { words, blocks })
-    }
 }
 
 /// Two nodes and what is between them.
@@ -109,34 +91,6 @@ pub(crate) struct Pair {
 }
 
 impl Node {
-    fn keep_old(&mut self, first: u64, blocks: u64) -> Result<(), IoError> {
-        let old: Vec<_> = (first..first + blocks).map(|block| (block, self.load(block * 8, 4096))).collect();
-        let room = self.undo_room;
-        let undo = self.undo.as_mut().expect("an undo has begun");
-        if undo.incomplete || undo.blocks.len() + old.len() > room {
-            undo.incomplete = true;
-            return Err(IoError { errno: 28 });
-        }
-        for (block, bytes) in old {
-            assert!(undo.blocks.insert(block, bytes).is_none(), "block {block} is kept twice");
-        }
-        Ok(())
-    }
-
-    /// The rule of an undo: nothing is overwritten that is not kept.
-    fn expect_kept(&self, range: SectorRange) {
-        let Some(undo) = self.undo.as_ref().filter(|undo| !undo.incomplete) else { return };
-        for block in range.touched_blocks().into_iter().flatten().filter(|block| *block < self.data_blocks) {
-            assert!(undo.blocks.contains_key(&block), "block {block} is overwritten and was not kept");
-        }
-    }
-
-    /// A block as the device was when the undo began.
-    pub(crate) fn undone(&self, block: u64) -> Vec<u8> {
-        let kept = self.undo.as_ref().and_then(|undo| undo.blocks.get(&block).cloned());
-        kept.unwrap_or_else(|| self.load(block * 8, 4096))
-    }
-
     fn new(sectors: u64) -> Self {
         let mut node = Self {
             engine: None,
@@ -164,7 +118,6 @@ impl Node {
             kept: Vec::new(),
             undo: None,
             undo_room: usize::MAX,
-            data_blocks: 0,
             owned: HashSet::new(),
             buffers: HashMap::new(),
             reads_into: HashMap::new(),
@@ -296,10 +249,7 @@ impl Pair {
                 discard_zeroes: true,
             },
             options,
-            kept: self.nodes[node]
-                .undo
-                .as_ref()
-                .and_then(|undo| undo.kept_blocks(self.nodes[node].data_blocks)),
+            kept: self.nodes[node].undo.as_ref().and_then(SideFile::kept_blocks),
         });
         let id = self.nodes[node].next;
         self.nodes[node].next += 1;
@@ -682,6 +632,10 @@ impl Pair {
         }
         let outcome = if self.nodes[node].failing { Err(IoError { errno: 5 }) } else { Ok(()) };
         match action {
+            Action::BeginUndo { token, .. } | Action::KeepOld { token, .. } => {
+                let result = self.nodes[node].ask_side_file(&action);
+                self.events.push_back((node, Event::WriteDone { token, result }));
+            }
             Action::Read { token, range, buffer, digest, look_for_zeroes, .. } => {
                 let bytes = self.nodes[node].load(range.start.0, range.bytes as usize);
                 let zeroes = look_for_zeroes && bytes.iter().all(|byte| *byte == 0);
@@ -703,17 +657,6 @@ impl Pair {
                 } else {
                     self.events.push_back((node, event));
                 }
-            }
-            Action::BeginUndo { token, size, .. } => {
-                self.nodes[node].data_blocks = size.0.div_ceil(8);
-                let result =
-                    if self.nodes[node].undo.is_some() { Err(IoError { errno: 17 }) } else { Ok(()) };
-                self.nodes[node].undo.get_or_insert_default();
-                self.events.push_back((node, Event::WriteDone { token, result }));
-            }
-            Action::KeepOld { token, first, blocks, .. } => {
-                let result = self.nodes[node].keep_old(first, blocks);
-                self.events.push_back((node, Event::WriteDone { token, result }));
             }
             Action::Write { token, range, buffer, .. } => {
                 self.nodes[node].expect_kept(range);

@@ -15,6 +15,7 @@ mod operators;
 mod pacing;
 mod resize;
 mod resyncs;
+mod side_file;
 mod split_brain;
 mod two_primaries;
 mod undo;

@@ -12,4 +12,7 @@ mod harness;
 mod meetings;
 mod records;
 mod scripts;
+#[path = "../pair/side_file.rs"]
+#[allow(dead_code, reason = "the tests of undos use it")]
+mod side_file;
 mod world;

@@ -57,7 +57,8 @@ fn the_device_is_shown_as_it_was_also_by_the_next_daemon() {
         undo.read(40_000 * BLOCK, &mut end).unwrap();
         assert_eq!(end, [0; 3 * 512]);
         assert_eq!(undo.read(40_000 * BLOCK, &mut [0; 4 * 512]), Err(Errno::EINVAL));
-        let info = UndoInfo { began_us: 77, size: SIZE, kept_blocks: 4, incomplete: false };
+        let disk = bench.disk.path().to_owned();
+        let info = UndoInfo { began_us: 77, size: SIZE, kept_blocks: 4, incomplete: false, disk };
         assert_eq!(undo.info(), Some(info));
     };
     check(&undo);
@@ -101,6 +102,19 @@ fn no_room_is_said_and_remembered() {
     let undo = bench.undo(None);
     assert!(undo.info().unwrap().incomplete);
     assert_eq!(undo.kept_words(), None);
+}
+
+#[test]
+fn an_undo_of_another_disk_is_not_believed() {
+    let bench = Bench::new();
+    bench.undo(None).begin(SIZE, 1).unwrap();
+    assert!(bench.undo(None).kept_words().is_some());
+    let path = bench.folder.path().join("other");
+    File::create(&path).unwrap().set_len(SIZE.bytes()).unwrap();
+    let other = Disk::open(&path, DiskOptions::default()).unwrap();
+    let undo = Undo::open(&bench.folder.path().join("undo"), None, other).unwrap();
+    assert_eq!(undo.kept_words(), None);
+    assert!(undo.info().unwrap().incomplete);
 }
 
 #[test]
