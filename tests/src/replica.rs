@@ -408,7 +408,8 @@ impl Replica {
         Ok(Status::parse(&text, self.minor))
     }
 
-    fn status_file(&self) -> String {
+    /// Where its `/proc/drbd` is.
+    pub fn status_file(&self) -> String {
         match self.kind {
             Kind::Kernel => "/proc/drbd".to_owned(),
             Kind::Udrbd => format!("{}/proc/drbd", self.run_dir),

@@ -4,6 +4,7 @@
 //! proves the scenario itself.
 
 mod block;
+mod counters;
 mod duo;
 mod failover;
 mod handover;
@@ -31,6 +32,7 @@ const CASES: &[Case] = &[
     Case::new("different_protocols_keep_the_pair_apart", replication::wrong_protocol),
     Case::new("the_smaller_side_decides_the_size", replication::smaller_side_decides),
     Case::new("a_verify_finds_what_was_planted_whoever_starts_it", upkeep::verify_finds_what_was_planted),
+    Case::new("both_count_alike_what_they_do", counters::count_as_the_kernel_does),
     Case::new("a_larger_configured_size_is_adopted_and_resynced", upkeep::size_grows),
     Case::new("a_failing_disk_of_the_secondary_costs_no_write", upkeep::failing_disk_under_load),
     Case::new("split_brains_end_as_between_two_kernels", policies::split_brains_end_as_between_kernels),
