@@ -53,10 +53,10 @@ pub(crate) struct Node {
     pub(crate) stuck_metadata_reads: bool,
     /// Reads of data are done at once, and the engine hears of them (`unheard`) when the test says so.
     pub(crate) late_reads: bool,
-    unheard: Vec<Event>,
+    pub(crate) unheard: Vec<Event>,
     /// What is kept does not happen by chance.
     pub(crate) hanging: bool,
-    kept: Vec<Action>,
+    pub(crate) kept: Vec<Action>,
     /// The side file of an undo.
     pub(crate) undo: Option<SideFile>,
     /// The blocks an undo may keep.
@@ -73,7 +73,7 @@ pub(crate) struct Node {
 pub(crate) struct Pair {
     pub(crate) nodes: [Node; 2],
     pub(crate) now: Time,
-    events: VecDeque<(usize, Event)>,
+    pub(crate) events: VecDeque<(usize, Event)>,
     /// Socket of a node to socket of the other.
     wires: HashMap<(usize, SocketId), (usize, SocketId)>,
     pending: HashMap<(usize, SocketId), VecDeque<Event>>,
@@ -584,38 +584,7 @@ impl Pair {
         self.events.push_back((node, Event::HandlerExit { handler, status }));
     }
 
-    /// What was kept while the disk was stuck happens now.
-    pub(crate) fn unstick(&mut self, node: usize) {
-        self.nodes[node].stuck = false;
-        self.nodes[node].stuck_metadata = false;
-        self.nodes[node].stuck_metadata_reads = false;
-        for action in std::mem::take(&mut self.nodes[node].kept) {
-            self.act(node, action);
-        }
-    }
-
-    /// The engine hears of all reads that were done. Returns how many there were.
-    pub(crate) fn tell_of_reads(&mut self, node: usize) -> usize {
-        self.nodes[node].late_reads = false;
-        let before = self.events.len();
-        self.events.extend(self.nodes[node].unheard.drain(..).map(|event| (node, event)));
-        self.events.len() - before
-    }
-
-    /// The first of what was kept happens now.
-    pub(crate) fn unstick_first(&mut self, node: usize) {
-        self.unstick_one(node, 0);
-    }
-
-    fn unstick_one(&mut self, node: usize, index: usize) {
-        let action = self.nodes[node].kept.remove(index);
-        let stuck = (self.nodes[node].stuck, self.nodes[node].stuck_metadata);
-        (self.nodes[node].stuck, self.nodes[node].stuck_metadata) = (false, false);
-        self.act(node, action);
-        (self.nodes[node].stuck, self.nodes[node].stuck_metadata) = stuck;
-    }
-
-    fn act(&mut self, node: usize, action: Action) {
+    pub(crate) fn act(&mut self, node: usize, action: Action) {
         let data = matches!(
             action,
             Action::Read { .. }
@@ -747,11 +716,6 @@ impl Pair {
     /// How many buffers a node's engine has not given back.
     pub(crate) fn buffers_owned(&self, node: usize) -> usize {
         self.nodes[node].owned.len()
-    }
-
-    /// How many actions are kept.
-    pub(crate) fn kept(&self, node: usize) -> usize {
-        self.nodes[node].kept.len()
     }
 
     fn dial(&mut self, node: usize, socket: SocketId) {

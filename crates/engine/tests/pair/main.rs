@@ -17,6 +17,7 @@ mod resize;
 mod resyncs;
 mod side_file;
 mod split_brain;
+mod stuck;
 mod two_primaries;
 mod undo;
 mod verify;

@@ -15,4 +15,7 @@ mod scripts;
 #[path = "../pair/side_file.rs"]
 #[allow(dead_code, reason = "the tests of undos use it")]
 mod side_file;
+#[path = "../pair/stuck.rs"]
+#[allow(dead_code, reason = "the scripts of the other tests use the rest")]
+mod stuck;
 mod world;

@@ -1,0 +1,41 @@
+//! Disks that answer late: what their nodes asked for is kept, and happens when a script says so.
+
+use crate::harness::Pair;
+
+impl Pair {
+    /// What was kept while the disk was stuck happens now.
+    pub(crate) fn unstick(&mut self, node: usize) {
+        self.nodes[node].stuck = false;
+        self.nodes[node].stuck_metadata = false;
+        self.nodes[node].stuck_metadata_reads = false;
+        for action in std::mem::take(&mut self.nodes[node].kept) {
+            self.act(node, action);
+        }
+    }
+
+    /// The engine hears of all reads that were done. Returns how many there were.
+    pub(crate) fn tell_of_reads(&mut self, node: usize) -> usize {
+        self.nodes[node].late_reads = false;
+        let before = self.events.len();
+        self.events.extend(self.nodes[node].unheard.drain(..).map(|event| (node, event)));
+        self.events.len() - before
+    }
+
+    /// The first of what was kept happens now.
+    pub(crate) fn unstick_first(&mut self, node: usize) {
+        self.unstick_one(node, 0);
+    }
+
+    pub(crate) fn unstick_one(&mut self, node: usize, index: usize) {
+        let action = self.nodes[node].kept.remove(index);
+        let stuck = (self.nodes[node].stuck, self.nodes[node].stuck_metadata);
+        (self.nodes[node].stuck, self.nodes[node].stuck_metadata) = (false, false);
+        self.act(node, action);
+        (self.nodes[node].stuck, self.nodes[node].stuck_metadata) = stuck;
+    }
+
+    /// How many actions are kept.
+    pub(crate) fn kept(&self, node: usize) -> usize {
+        self.nodes[node].kept.len()
+    }
+}
