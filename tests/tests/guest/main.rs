@@ -10,9 +10,10 @@ mod failover;
 mod handover;
 mod link;
 mod load;
+mod meetings;
 mod metadata;
 mod packaging;
-mod policies;
+
 mod power;
 mod replication;
 mod tools;
@@ -35,7 +36,7 @@ const CASES: &[Case] = &[
     Case::new("both_count_alike_what_they_do", counters::count_as_the_kernel_does),
     Case::new("a_larger_configured_size_is_adopted_and_resynced", upkeep::size_grows),
     Case::new("a_failing_disk_of_the_secondary_costs_no_write", upkeep::failing_disk_under_load),
-    Case::new("split_brains_end_as_between_two_kernels", policies::split_brains_end_as_between_kernels),
+    Case::new("meetings_end_as_between_two_kernels", meetings::meetings_end_as_between_kernels),
     Case::new("kernel_pair_resyncs_after_a_cut_link", link::kernel_pair),
     Case::new("udrbd_resyncs_a_kernel_peer_after_a_cut_link", link::udrbd_primary),
     Case::new("kernel_resyncs_an_udrbd_peer_after_a_cut_link", link::kernel_primary),

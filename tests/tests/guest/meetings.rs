@@ -1,5 +1,5 @@
-//! What a split brain comes to under every policy: recorded between two kernels, played again with one of ours in either
-//! part. The records are those that judge the engine.
+//! What the meeting of two nodes comes to, by their metadata, and a split brain under every policy: recorded between two
+//! kernels, played again with one of ours in either part. The records are those that judge the engine.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,11 +17,21 @@ const DISK_BYTES: u64 = 8 << 20;
 /// Where the bitmap of such a disk begins, in blocks of 4 KiB.
 const BITMAP_BLOCK: u64 = 2038;
 /// One record of so many is played in the usual run, with either part; in the long run all are.
-const USUAL_SHARE: usize = 10;
+const USUAL_SHARE: usize = 30;
+/// The flags of metadata, in the order `set-gi` takes them.
+const FLAGS: [&str; 7] = [
+    "consistent",
+    "was_up_to_date",
+    "primary_ind",
+    "connected_ind",
+    "full_sync",
+    "peer_out_dated",
+    "crashed_primary",
+];
 /// What both nodes may take to come to rest.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A recorded split brain.
+/// A recorded meeting.
 struct Record {
     value: Value,
 }
@@ -36,38 +46,43 @@ impl Record {
         &self.value[when][side]
     }
 
-    /// A handler that refuses, and somebody who has the device open, are the engine's to judge.
+    /// A `connect` that is refused, a handler that refuses, somebody who has the device open, other options of disks, no disk, and nodes that wait for
+    /// each other for ever are the engine's to judge.
     fn is_played(&self) -> bool {
-        ["a", "b"].iter().all(|side| {
-            let before = self.side("before", side);
-            before["handler_exit"].is_null() && before["held_open"].is_null()
-        })
+        self.value["connect_result"].is_null()
+            && ["a", "b"].iter().all(|side| {
+                let before = self.side("before", side);
+                let plain =
+                    ["handler_exit", "held_open", "disk_options"].iter().all(|key| before[key].is_null());
+                plain && !before["metadata"].is_null() && self.side("final", side)["conn"] != "WFBitMapT"
+            })
     }
 
     fn is_random(&self, identifier: &str) -> bool {
         self.value["random_uuids"].as_array().is_some_and(|list| list.iter().any(|one| one == identifier))
     }
 
-    /// Only one side had a reason to leave: how the other one noticed was a matter of time.
-    fn one_left(&self) -> bool {
-        let ends = ["a", "b"].map(|side| self.side("final", side)["conn"].as_str().unwrap_or_default());
-        ends.contains(&"StandAlone") && ends.contains(&"WFConnection")
+    /// They do not stay together. Whether a node finds its own reason, or only that the other one has left, is a matter of time.
+    fn parts(&self) -> bool {
+        let alone = |side: &&str| self.side("final", side)["conn"] == "StandAlone";
+        ["a", "b"].iter().any(alone)
     }
 }
 
-fn records() -> Result<Vec<Record>> {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/engine/tests/data/states/after-sb.jsonl");
+fn records(name: &str) -> Result<Vec<Record>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/engine/tests/data/states");
+    let path = folder.join(name);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let values: Result<Vec<Value>, _> = text.lines().map(serde_json::from_str).collect();
     let records = values?.into_iter().map(|value| Record { value });
     Ok(records.filter(Record::is_played).collect())
 }
 
-/// Every policy, or in the usual run some of them.
-pub(crate) fn split_brains_end_as_between_kernels() -> Result<()> {
-    let records = records()?;
-    ensure!(records.len() > 50, "only {} records", records.len());
+/// All that is recorded, or in the usual run some of it.
+pub(crate) fn meetings_end_as_between_kernels() -> Result<()> {
+    let mut records = records("after-sb.jsonl")?;
+    records.extend(self::records("uuid-handshake.jsonl")?);
+    ensure!(records.len() > 120, "only {} records", records.len());
     let stage = Stage { disk_bytes: DISK_BYTES, frontend: Frontend::Nbd, ..Stage::default() };
     for (part, kinds) in MIXED.into_iter().enumerate() {
         Duo::play_at(stage, kinds, |duo| {
@@ -105,7 +120,8 @@ fn play(duo: &mut Duo, record: &Record) -> Result<()> {
         write_metadata(duo, side, &before["metadata"])?;
         side.attach(&mut duo.guest)?;
         if before["role"] == "Primary" {
-            side.primary(&mut duo.guest, false)?;
+            let forced = before["commands_before_connect"][0][2] == "--force";
+            side.primary(&mut duo.guest, forced)?;
         }
     }
     let [one, two] = &sides;
@@ -130,12 +146,11 @@ fn play(duo: &mut Duo, record: &Record) -> Result<()> {
 fn write_metadata(duo: &mut Duo, side: &Replica, metadata: &Value) -> Result<()> {
     let identifiers: Vec<_> =
         metadata["gi"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let flag = |name: &str| {
-        let flags = metadata["flags"].as_array().into_iter().flatten();
-        u8::from(flags.into_iter().any(|flag| flag == name))
-    };
-    // Fields behind those two are what `down` left: not Primary, not connected.
-    let value = format!("{}:{}:{}", identifiers.join(":"), flag("consistent"), flag("was_up_to_date"));
+    let set = metadata["flags"].as_array().into_iter().flatten();
+    let set: Vec<_> = set.filter_map(Value::as_str).collect();
+    ensure!(set.iter().all(|flag| FLAGS.contains(flag)), "flags that are not played: {set:?}");
+    let flags = FLAGS.map(|flag| if set.contains(&flag) { ":1" } else { ":0" });
+    let value = format!("{}{}", identifiers.join(":"), flags.concat());
     let bits = metadata["bits_set"].as_u64().context("a number of bits")?;
     ensure!(identifiers.len() == 4 && bits < 64, "metadata of a shape that is not played");
     let bytes: String =
@@ -154,12 +169,17 @@ fn come_to_rest(duo: &mut Duo, record: &Record, sides: &[(&str, Replica); 2]) ->
     let mut agreed = 0;
     loop {
         let mut differences = Vec::new();
+        let mut alone = !record.parts();
         for (name, side) in sides {
             let status = side.status(&mut duo.guest)?;
             let wanted = record.side("final", name);
-            if !is_as(&status, wanted, record.one_left()) {
+            alone |= status.connection == "StandAlone";
+            if !is_as(&status, wanted, record.parts()) {
                 differences.push(format!("{name} is {status:?}, was {wanted}"));
             }
+        }
+        if !alone {
+            differences.push("neither is StandAlone".to_owned());
         }
         agreed = if differences.is_empty() { agreed + 1 } else { 0 };
         if agreed == 2 {
@@ -172,10 +192,10 @@ fn come_to_rest(duo: &mut Duo, record: &Record, sides: &[(&str, Replica); 2]) ->
     }
 }
 
-fn is_as(status: &Status, wanted: &Value, one_left: bool) -> bool {
+fn is_as(status: &Status, wanted: &Value, parts: bool) -> bool {
     let is = |own: &str, key: &str| wanted[key] == own;
     let alone = ["StandAlone", "WFConnection"];
-    let left = one_left && alone.contains(&status.connection.as_str());
+    let left = parts && alone.contains(&status.connection.as_str());
     (is(&status.connection, "conn") || left)
         && is(&status.role, "role")
         && is(&status.peer_role, "peer")
@@ -194,7 +214,7 @@ fn check_identifiers(record: &Record, wanted: &Value, line: &str) -> Result<()> 
             bail!("{line}, was {wanted_identifiers:?}");
         }
     }
-    for (own, name) in fields.iter().skip(4).zip(["consistent", "was_up_to_date"]) {
+    for (own, name) in fields.iter().skip(4).zip(&FLAGS[..2]) {
         let was = wanted["flags"].as_array().is_some_and(|flags| flags.iter().any(|flag| flag == name));
         ensure!((*own == "1") == was, "{line}, was {}", wanted["flags"]);
     }
