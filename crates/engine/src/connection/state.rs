@@ -10,7 +10,7 @@ use crate::generation::{
     Step, handshake, handshake_after_demotion,
 };
 use crate::handlers::Reason;
-use crate::interface::{HandlerId, Level};
+use crate::interface::{Fencing, HandlerId, Level};
 use crate::state::{Enforcement, StateRequest, VolumeState, resync_should_be_considered};
 use crate::volume::uuid_flag;
 
@@ -199,6 +199,12 @@ impl Engine {
             self.set_suspension(crate::state::Suspension::NONE);
             return Verdict::Reconnect;
         }
+        if self.connection.log_frozen
+            && old.connection < C::Connected
+            && self.resyncs_unconfirmed(index, connection, peer_disk)
+        {
+            return Verdict::Reconnect;
+        }
         let request = StateRequest {
             connection: Some(connection),
             peer: Some(received.role),
@@ -223,6 +229,35 @@ impl Engine {
         }
         self.volumes[index].flags.discard_my_data = false;
         Verdict::Good
+    }
+
+    /// The peer is back while I/O is frozen: what it had acknowledged and not confirmed for good is not sent again, and may have
+    /// gone with its cache. Sees to it that this is resynced. Returns whether another handshake has to begin for that.
+    fn resyncs_unconfirmed(
+        &mut self,
+        index: usize,
+        connection: ConnectionState,
+        peer_disk: DiskState,
+    ) -> bool {
+        if connection == ConnectionState::WFBitMapS {
+            // It goes with the resync that begins anyway.
+            self.mark_unconfirmed(index);
+            return false;
+        }
+        // With fencing a peer that lost power says that it is only Consistent, and has been refused. Without, it says that it
+        // is UpToDate, as one does that was there all the time (8.4.11 believes it).
+        let believed = connection == ConnectionState::Connected
+            && peer_disk == DiskState::UpToDate
+            && self.fencing_policy() == Fencing::DontCare
+            && self.volumes[index].flags.new_current_due;
+        if !believed || !self.mark_unconfirmed(index) {
+            return false;
+        }
+        let text = "Connecting again, the peer may have lost what it has not confirmed".to_owned();
+        self.say(Level::Info, Some(index), text);
+        self.volumes[index].flags.new_current_due = false;
+        self.new_current_generation(index);
+        true
     }
 
     /// Who has the better data (states spec 10).

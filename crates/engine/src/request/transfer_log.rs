@@ -171,6 +171,22 @@ impl Engine {
         }
     }
 
+    /// Sets the bits of the frozen writes of a volume that the peer has acknowledged and not confirmed for good: they are not
+    /// sent again. Returns whether there are any.
+    pub(crate) fn mark_unconfirmed(&mut self, index: usize) -> bool {
+        let mut any = false;
+        for key in self.log.iter().copied().collect::<Vec<_>>() {
+            let Some(request) = self.requests.get_mut(key) else { continue };
+            let acknowledged = matches!(request.net, Net::Ok | Net::Failed);
+            if request.volume == index && request.barrier_expected && !request.net_done && acknowledged {
+                request.doubtful = true;
+                self.mark_out_of_sync(key);
+                any = true;
+            }
+        }
+        any
+    }
+
     /// Sets the bits of a write the peer does not have, without waiting for its barrier: the bitmap may be sent before
     /// that comes.
     fn mark_out_of_sync(&mut self, key: Key) {

@@ -155,7 +155,7 @@ impl Node {
         Superblock::decode(bytes.as_slice().try_into().unwrap())
     }
 
-    fn store(&mut self, sector: u64, bytes: &[u8]) {
+    pub(crate) fn store(&mut self, sector: u64, bytes: &[u8]) {
         for (offset, chunk) in bytes.chunks(512).enumerate() {
             let mut sector_bytes = [0; 512];
             sector_bytes[..chunk.len()].copy_from_slice(chunk);
