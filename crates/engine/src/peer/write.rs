@@ -72,6 +72,11 @@ impl Engine {
                 // The peer decides about the own write first. One that is to be repeated steps aside.
                 false
             };
+            if concurrent && at_disk {
+                // The peer's write is over as soon as it hears that it is superseded. Nobody may read then what was there
+                // before, so this one has to be on the disk (8.4.11 answers at once).
+                return Meeting::Wait;
+            }
             if concurrent {
                 first = Some(first.filter(|first| first.start <= own.start).unwrap_or(own));
             } else if at_disk || !(self.connection.resolve_conflicts || request.postponed) {

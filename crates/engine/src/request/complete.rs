@@ -24,6 +24,8 @@ impl Engine {
             (0, true) => Local::Failed,
             (operations, failed) => Local::Pending { operations, failed },
         };
+        // With two Primaries a write of the peer may wait for this.
+        self.attention |= !request.local.is_pending() && !self.connection.inbox.is_empty();
         if request.local == Local::Ok {
             self.volumes[index].counters.written_sectors += range.sectors();
             self.volumes[index].activity.add(range.sectors());
@@ -44,6 +46,7 @@ impl Engine {
     pub(crate) fn request_local_given_up(&mut self, key: Key) {
         let Some(request) = self.requests.get_mut(key) else { return };
         request.local = Local::Failed;
+        self.attention |= !self.connection.inbox.is_empty();
         if request.operation == Operation::Read {
             self.retry_read(key);
         } else {

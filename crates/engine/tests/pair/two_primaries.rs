@@ -122,6 +122,27 @@ fn play(seed: u64, writes_of_each: usize) -> HashMap<&'static str, usize> {
     seen
 }
 
+/// The write that is superseded has completed: what is read from then on, from either disk, is not older.
+#[test]
+fn a_write_is_superseded_by_one_that_is_on_the_disk() {
+    for stuck in 0..2 {
+        let mut pair = two_primaries();
+        pair.packets.clear();
+        pair.nodes[stuck].stuck = true;
+        let ids = [1, 2].map(|value| pair.submit(value - 1, WRITE, 0, &[value as u8; 4096], 4096));
+        pair.settle();
+        let over = |pair: &Pair, node: usize| pair.nodes[node].completions.contains_key(&ids[node]);
+        for node in 0..2 {
+            assert!(!over(&pair, node), "the disk of node {stuck} has nothing yet\n{}", pair.describe());
+        }
+        pair.unstick(stuck);
+        pair.until(|pair| over(pair, 0) && over(pair, 1));
+        let superseded = |(_, packet): &(usize, Packet)| matches!(packet, Packet::Superseded(_));
+        assert!(pair.packets.iter().any(superseded), "{}", pair.describe());
+        assert_eq!(pair.differences(), Vec::<u64>::new(), "{}", pair.describe());
+    }
+}
+
 #[test]
 fn copies_are_the_same_whoever_wins() {
     let mut seen: HashMap<&str, usize> = HashMap::new();
