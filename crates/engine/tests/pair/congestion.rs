@@ -228,3 +228,23 @@ fn a_congested_connection_is_given_up_where_that_is_wanted() {
     let generations = pair.nodes[0].status().generations.unwrap();
     assert!(generations[1].is_some(), "what only this node has is a generation of its own");
 }
+
+/// What TCP had taken when the link went has completed, so it is not sent again. Nobody knows whether it has arrived.
+#[test]
+fn what_was_on_its_way_while_io_is_suspended_is_resynced() {
+    let mut pair = asynchronous(OnCongestion::Block);
+    pair.cut = true;
+    pair.write(0, 0, 9, 4096).unwrap();
+    pair.command(0, Command::SuspendIo { volume: VOLUME }).unwrap();
+    pair.kill(1);
+    pair.cut = false;
+    pair.start(1, fast());
+    let protocol = Protocol::A;
+    pair.command(1, Command::Connect(Box::new(NetOptions { protocol, ..NetOptions::default() }))).unwrap();
+    pair.until(|pair| pair.nodes[1].status().connection >= ConnectionState::Connected);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(pair.differences(), Vec::<u64>::new(), "{}", pair.describe());
+    pair.command(0, Command::ResumeIo { volume: VOLUME }).unwrap();
+    pair.settle();
+    assert_eq!(pair.nodes[0].status().counters.out_of_sync_sectors, 0);
+}
