@@ -21,6 +21,10 @@ const CONNECTION_REFUSED: i32 = 111;
 const TIMED_OUT: i32 = 110;
 const CONNECTION_RESET: i32 = 104;
 
+/// What an operation of a disk takes at most, in nanoseconds: after a minute of silence `down` gives a disk up and closes it with
+/// what is in flight. The engine's own tests have such disks.
+const SLOWEST_OPERATION: u64 = 50 * SECOND;
+
 impl World {
     /// Does what an engine wants done.
     pub(crate) fn act(&mut self, node: NodeId, action: Action) {
@@ -120,7 +124,7 @@ impl World {
         let slow = if self.now < self.nodes[node].slow_until { 200 } else { 1 };
         let usual = self.random.between(least, most);
         let odd = if self.random.one_in(200) { 20 } else { 1 };
-        usual * slow * odd
+        (usual * slow * odd).min(SLOWEST_OPERATION)
     }
 
     fn submit(&mut self, node: NodeId, operation: InFlight) {
