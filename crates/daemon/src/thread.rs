@@ -57,8 +57,8 @@ pub(crate) fn start(
         }
         if reactor.leaves_block_devices() {
             // Closed here, the ring's commands to the ublk driver would be cancelled by a kernel thread while this one still
-            // takes requests from the driver, and Linux 6.12 then ends a command twice and breaks down. At the end of the thread
-            // they are cancelled in its own name, as after a kill -9. The process ends, too.
+            // takes requests from the driver, and Linux 6.12 was seen to break down (why is read, not proven). At the end of
+            // the thread they are cancelled in its own name, as after a kill -9. The process ends, too.
             std::mem::forget(reactor);
         }
     };

@@ -46,8 +46,8 @@ impl Record {
         &self.value[when][side]
     }
 
-    /// A `connect` that is refused, a handler that refuses, somebody who has the device open, other options of disks, no disk, and nodes that wait for
-    /// each other for ever are the engine's to judge.
+    /// A `connect` that is refused, a handler that refuses, somebody who has the device open, other options of disks, no
+    /// disk, and nodes that wait for each other for ever are the engine's to judge.
     fn is_played(&self) -> bool {
         self.value["connect_result"].is_null()
             && ["a", "b"].iter().all(|side| {
