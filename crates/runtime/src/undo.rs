@@ -140,8 +140,10 @@ impl Undo {
         let info = UndoInfo { began_us, size, kept_blocks: 0, incomplete: false, disk };
         let made = self.make(&info);
         let file = made.map_err(|error| {
-            // What there is of it is nothing.
-            let _ = std::fs::remove_file(&self.path);
+            if error.kind() != io::ErrorKind::AlreadyExists {
+                // What there is of it is nothing. A file that came there meanwhile is somebody else's.
+                let _ = std::fs::remove_file(&self.path);
+            }
             errno_of(&error)
         })?;
         let mut state = self.state();

@@ -142,3 +142,12 @@ fn a_file_of_somebody_else_is_left_alone() {
     assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     assert_eq!(std::fs::read(&path).unwrap(), [1; 8192]);
 }
+
+#[test]
+fn a_file_that_somebody_else_made_meanwhile_is_left_alone() {
+    let bench = Bench::new();
+    let undo = bench.undo(None);
+    std::fs::write(undo.path(), "not ours").unwrap();
+    assert_eq!(undo.begin(SIZE, 77), Err(Errno::EEXIST));
+    assert_eq!(std::fs::read(undo.path()).unwrap(), b"not ours");
+}
