@@ -86,6 +86,20 @@ bugs! {
     SilentAhead = "silent-ahead",
     /// A received bitmap is not merged into the own one (io spec I19).
     ForgetPeersBits = "forget-peers-bits",
+    /// A handler that did not fence the peer counts as one that did (states spec 15.2).
+    FailedFenceCounts = "failed-fence-counts",
+    /// A node is promoted on data that are not up to date (states spec 14.1).
+    StalePromote = "stale-promote",
+    /// A new generation has an identifier that the peer would choose as well (states spec 8.2).
+    PredictableGeneration = "predictable-generation",
+    /// The identifier that names the data of before a new generation is not kept (states spec 8.2).
+    ForgetOldGeneration = "forget-old-generation",
+    /// A resync goes from the worse data to the better (states spec 9.2).
+    WrongDirection = "wrong-direction",
+    /// Concurrent writes of two Primaries are made in the order in which they come (io spec 9.3).
+    IgnoreConflicts = "ignore-conflicts",
+    /// An online verify does not keep writes away from what it compares (io spec 16).
+    VerifyWithoutLock = "verify-without-lock",
     /// A node that stores for a diskless Primary keeps no activity log (io spec I21).
     NoBookForDiskless = "no-book-for-diskless",
 }

@@ -1,9 +1,10 @@
 //! The generation identifiers of an attached disk: read from the superblock, changed, written back (states spec 8).
 
 use udrbd_metadata::Superblock;
-use udrbd_units::Role;
+use udrbd_units::{GenerationId, Role};
 
 use crate::Engine;
+use crate::bugs::Bug;
 use crate::generation::GenerationSet;
 use crate::interface::Level;
 
@@ -37,7 +38,11 @@ impl Engine {
 
     /// Starts a new generation. No unreplicated write completes before it is durable (io spec I13).
     pub(crate) fn new_current_generation(&mut self, index: usize) -> u64 {
-        let random = self.random.generation().0;
+        let mut random = self.random.generation().0;
+        if self.bug(Bug::PredictableGeneration) {
+            random = self.generations(index).map_or(random, |set| set.current.0.wrapping_add(2));
+        }
+        let forget = self.bug(Bug::ForgetOldGeneration);
         let primary = self.volumes[index].state.role == Role::Primary;
         let mut overwritten = None;
         let doubtful = std::mem::take(&mut self.volumes[index].flags.source_of_equals);
@@ -46,6 +51,9 @@ impl Engine {
                 set.new_current_of_doubtful_source(random, primary);
             } else {
                 overwritten = set.new_current(random, primary);
+            }
+            if forget {
+                set.bitmap = GenerationId(random);
             }
         });
         if let Some(overwritten) = overwritten {

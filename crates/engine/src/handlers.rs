@@ -3,6 +3,7 @@
 use udrbd_units::{ConnectionState, DiskState};
 
 use crate::Engine;
+use crate::bugs::Bug;
 use crate::change::Verbosity;
 use crate::interface::{Action, Fencing, Handler, HandlerId, Level};
 use crate::state::{Enforcement, OutdateFailure, StateRequest};
@@ -109,6 +110,7 @@ impl Engine {
                 return false;
             }
         };
+        let request = if self.bug(Bug::FailedFenceCounts) { Some(outdated) } else { request };
         self.say(Level::Info, None, format!("fence-peer helper returned {status} ({text})"));
         if self.connection.state < ConnectionState::WFReportParams && !self.connection.state_sent {
             if self.connection.connect_count != count {

@@ -103,7 +103,7 @@ impl World {
         };
         match (purpose, result) {
             (Purpose::NewMinor, Ok(())) => administrator.has_minor = true,
-            (Purpose::Down, Ok(())) => administrator.has_minor = false,
+            (Purpose::Down | Purpose::DelMinor, Ok(())) => administrator.has_minor = false,
             // Clients have seen other data than these: before they may be seen, the clients have to go.
             (Purpose::Attach, Err(Failure::Configuration { code: DATA_NOT_CURRENT, .. })) => {
                 self.give_up_role(node);
@@ -119,7 +119,7 @@ impl World {
     }
 
     /// Has a disk's data thrown away; they are given up also where the command is cut short.
-    fn invalidate(&mut self, node: NodeId, disk: NodeId) {
+    pub(crate) fn invalidate(&mut self, node: NodeId, disk: NodeId) {
         self.checker.excused[disk] = true;
         let command = if disk == node {
             Command::Invalidate { volume: VOLUME }
@@ -402,11 +402,14 @@ impl World {
                 self.network.latency.1 = self.plan.settings.network_latency.1 * 20;
                 self.after(time, Due::Over(Restore::Network));
             }
+            Operation::PromoteBoth => self.promote_both(),
+            Operation::Verify { node } => self.verify(node),
+            Operation::Deed { node, which, time } => self.deed(node, which, time),
             _ => self.resolve(),
         }
     }
 
-    fn cut_power(&mut self, node: NodeId, time: u64) {
+    pub(crate) fn cut_power(&mut self, node: NodeId, time: u64) {
         if self.nodes[node].powered {
             self.coverage.fault("power cut");
             self.stop_daemon(node, true);
@@ -489,7 +492,7 @@ impl World {
     }
 
     /// Promotes a node, unless DRBD's documentation says that nobody must do that now.
-    fn try_promotion(&mut self, node: NodeId) {
+    pub(crate) fn try_promotion(&mut self, node: NodeId) {
         let own = &self.nodes[node];
         // A promotion that waits for the peer to step down may come after a link that breaks.
         let source = matches!(own.connection(), ConnectionState::SyncSource | ConnectionState::PausedSyncS);
@@ -574,7 +577,9 @@ impl World {
             self.nodes[node].slow_until = 0;
             self.nodes[node].failing = None;
             self.restore(Restore::Power(node));
-            self.restore(Restore::Io(node));
+            if !self.plan.settings.keeps_one_history() {
+                self.restore(Restore::Io(node));
+            }
             self.restore(Restore::Resync(node));
         }
     }

@@ -30,6 +30,8 @@ pub(crate) struct WriteRecord {
     /// What the sectors hold afterwards; 0: zeroes.
     pub(crate) value: Tag,
     pub(crate) range: SectorRange,
+    /// The node of the client.
+    pub(crate) issuer: NodeId,
     pub(crate) issued: u64,
     /// When it was over; `u64::MAX`: it is not.
     pub(crate) done: u64,
@@ -64,8 +66,13 @@ pub(crate) struct Checker {
 
 impl Checker {
     pub(crate) fn new() -> Self {
-        let nothing =
-            WriteRecord { value: 0, range: SectorRange::new(udrbd_units::Sector(0), 0), issued: 0, done: 0 };
+        let nothing = WriteRecord {
+            value: 0,
+            range: SectorRange::new(udrbd_units::Sector(0), 0),
+            issuer: 0,
+            issued: 0,
+            done: 0,
+        };
         Self {
             writes: vec![nothing],
             views: [View::new(), View::new()],
@@ -87,12 +94,13 @@ impl Checker {
     }
 
     /// A write is issued. Returns its number and when.
-    pub(crate) fn issue_write(&mut self, range: SectorRange, zeroes: bool) -> (Tag, u64) {
+    pub(crate) fn issue_write(&mut self, issuer: NodeId, range: SectorRange, zeroes: bool) -> (Tag, u64) {
         let issued = self.tick();
         let number = self.writes.len() as Tag;
         self.writes.push(WriteRecord {
             value: if zeroes { 0 } else { number },
             range,
+            issuer,
             issued,
             done: u64::MAX,
         });
@@ -119,6 +127,21 @@ impl Checker {
     /// A write goes to this disk as well, as the mirror of the node it was issued on.
     pub(crate) fn mirror(&mut self, disk: NodeId, number: Tag) {
         self.mirrored[disk].push(number);
+    }
+
+    /// Whether a client of the other node has written to the same place at the same time. Which of the two is kept is open
+    /// (io spec 9.3), and one that is superseded is done before the other is: who shares a device does not do that.
+    pub(crate) fn is_contended(&self, number: Tag) -> bool {
+        let write = self.writes[number as usize];
+        let recent = &self.writes[self.writes.len().saturating_sub(ORDER_CHECKED * 2)..];
+        recent.iter().any(|other| {
+            other.issuer != write.issuer && other.done > write.issued && other.range.overlaps(write.range)
+        })
+    }
+
+    /// Nothing is expected of the order in which a write gets to its mirror.
+    pub(crate) fn excuse_from_order(&mut self, disk: NodeId, number: Tag) {
+        self.mirrored[disk].retain(|other| *other != number);
     }
 
     /// The mirroring to this disk begins anew.

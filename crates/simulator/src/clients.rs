@@ -120,13 +120,13 @@ impl World {
             }
             Operation::Flush => issued = self.checker.tick(),
             Operation::Write { .. } => {
-                (write, issued) = self.checker.issue_write(range, false);
+                (write, issued) = self.checker.issue_write(node, range, false);
                 let items = (0..range.sectors()).map(|offset| (offset, write)).collect();
                 let data = Rc::new(Data { sectors: range.sectors(), items });
                 buffer = Some(self.nodes[node].add_buffer(data));
             }
             Operation::Discard | Operation::WriteZeroes { .. } => {
-                (write, issued) = self.checker.issue_write(range, true);
+                (write, issued) = self.checker.issue_write(node, range, true);
             }
         }
         if self.is_tracing() {
@@ -229,11 +229,18 @@ impl World {
         }
         let on_its_way = self.in_transit.iter().any(|other| other.write == write);
         on[1 - node] &= !on_its_way;
+        let contended =
+            self.plan.settings.net_options.allow_two_primaries && self.checker.is_contended(write);
+        if contended {
+            self.coverage.check("writes of two nodes to one place");
+            self.checker.excuse_from_order(1 - node, write);
+        }
         if !on[0] && !on[1] && !peer_failed && !sent {
             self.fail("a completed write is on a disk", name);
             return;
         }
         let mirrored = !asynchronous
+            && !contended
             && request.mirrored_since.is_some()
             && request.mirrored_since == self.mirrored_since(node);
         if mirrored && !on[1 - node] {
@@ -252,13 +259,15 @@ impl World {
                 }
             }
         }
-        let good =
-            [0, 1].map(|disk: NodeId| !on_its_way && self.nodes[disk].disk_state() >= DiskState::Consistent);
+        let good = [0, 1].map(|disk: NodeId| {
+            !on_its_way && !contended && self.nodes[disk].disk_state() >= DiskState::Consistent
+        });
         // The acknowledgement was on its way when the peer lost power with what was in its cache, as if it had come just
         // before: this node does not know, and if it fails as well before it does, nobody can.
         let own = &self.nodes[node];
         let believed = own.mirroring
             && request.mirrored_since.is_some_and(|since| since.interruptions == own.interruptions);
         self.checker.complete_write(write, node, on, good, believed && peer_failed);
+        self.check_one_history();
     }
 }

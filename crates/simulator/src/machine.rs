@@ -89,11 +89,14 @@ impl World {
             Action::Release(buffer) => self.release(node, buffer),
             Action::Reply { command, result } => self.replied(node, command, &result),
             Action::RunHandler { handler, name, .. } => {
-                let life = self.nodes[node].life;
-                let delay = self.random.between(SECOND / 1000, SECOND / 5);
-                let status = if name == udrbd_engine::interface::Handler::FencePeer { 5 } else { 0 };
                 self.coverage.fault(name.name());
-                self.after(delay, Due::Handler { node, life, handler, status });
+                if name == udrbd_engine::interface::Handler::FencePeer {
+                    self.run_fence_peer(node, handler);
+                } else {
+                    let life = self.nodes[node].life;
+                    let delay = self.random.between(SECOND / 1000, SECOND / 5);
+                    self.after(delay, Due::Handler { node, life, handler, status: 0 });
+                }
             }
             Action::Device { role, .. } => self.nodes[node].role = role,
             Action::Report(Report::Log { .. } | Report::StateChanged | Report::Progress) => {}

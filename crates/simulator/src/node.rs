@@ -114,6 +114,7 @@ pub(crate) enum Purpose {
     Secondary,
     Detach,
     Down,
+    DelMinor,
     Other,
 }
 

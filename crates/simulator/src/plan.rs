@@ -3,6 +3,8 @@
 use udrbd_engine::interface::{DiskOptions, Duration, NetOptions, OnCongestion, Protocol, ReadBalancing};
 
 use crate::aims::{self, Aim};
+use crate::deeds;
+use crate::fencing::Handlers;
 use crate::network::NodeId;
 use crate::random::Random;
 
@@ -179,6 +181,22 @@ pub enum Operation {
     },
     /// Somebody resolves a split brain now, if there is one.
     Resolve,
+    /// Both nodes become Primary, if they may.
+    PromoteBoth,
+    /// An online verify, which has to find nothing.
+    Verify {
+        /// Which node: 0 or 1.
+        node: NodeId,
+    },
+    /// An operator gives a command that nobody asked for.
+    Deed {
+        /// Which node: 0 or 1.
+        node: NodeId,
+        /// Which command.
+        which: u32,
+        /// For how long, nanoseconds, if it is one that has to be taken back.
+        time: u64,
+    },
 }
 
 impl Operation {
@@ -187,6 +205,14 @@ impl Operation {
         match self {
             Self::When { then, .. } => then.suspends(),
             other => matches!(other, Self::Suspend { .. }),
+        }
+    }
+
+    /// Whether it makes a node serve data, now or at its moment, of which a cluster manager would know that they are old.
+    pub(crate) fn overrides_the_cluster(&self) -> bool {
+        match self {
+            Self::When { then, .. } => then.overrides_the_cluster(),
+            other => matches!(other, Self::Suspend { .. } | Self::Detach { .. }),
         }
     }
 }
@@ -215,6 +241,8 @@ pub(crate) struct Settings {
     pub(crate) disk_options: DiskOptions,
     /// The net section.
     pub(crate) net_options: NetOptions,
+    /// What `fence-peer` does.
+    pub(crate) handlers: Option<Handlers>,
     /// Least and most time of a disk operation, nanoseconds.
     pub(crate) disk_latency: (u64, u64),
     /// Least and most time of a packet, nanoseconds.
@@ -277,6 +305,7 @@ impl Plan {
         if aim != Some(Aim::Failures) {
             run_asynchronously(&mut Random::new(seed ^ ASYNCHRONOUS), &mut settings, &mut steps);
         }
+        deeds::add(seed, aim, &mut settings, &mut steps);
         Self { aim, settings, steps, random, bug: None }
     }
 
@@ -320,6 +349,7 @@ pub(crate) fn settings(random: &mut Random, wide: bool) -> Settings {
         discard_granularity: random.pick(&[0, 0, 512, 4096, 65536]),
         disk_options: disk_options(random),
         net_options: net_options(random),
+        handlers: None,
         disk_latency: (20_000, disk_slowest),
         network_latency: (20_000, network_slowest),
         regions,

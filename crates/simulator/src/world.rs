@@ -61,6 +61,12 @@ pub(crate) enum Due {
         handler: HandlerId,
         status: i32,
     },
+    /// The cluster manager decides about a fencing.
+    Fence {
+        node: NodeId,
+        life: u32,
+        handler: HandlerId,
+    },
     /// The peer's end of a connection no longer exists: a reset comes back.
     NoSuchConnection {
         connection: usize,
@@ -172,6 +178,8 @@ pub(crate) struct World {
     pub(crate) were_equal: bool,
     pub(crate) are_equal: bool,
     pub(crate) in_transit: Vec<InTransit>,
+    /// The node that a cluster manager lets be Primary alone.
+    pub(crate) only_primary: Option<NodeId>,
     /// A node finished a resync that its source does not know of: it must not be promoted before they meet again.
     pub(crate) ahead_of_its_source: [bool; 2],
     /// A split brain is to be expected: an administrator promoted a node behind the other's back.
@@ -210,6 +218,7 @@ impl World {
             were_equal: plan.settings.in_sync,
             are_equal: false,
             in_transit: Vec::new(),
+            only_primary: None,
             ahead_of_its_source: [false; 2],
             next_audit: plan.settings.audit_events,
             plan,
@@ -333,6 +342,11 @@ impl World {
                     self.feed(node, Event::HandlerExit { handler, status });
                 }
             }
+            Due::Fence { node, life, handler } => {
+                if self.is_alive(node, life) {
+                    self.fence(node, handler);
+                }
+            }
             Due::NoSuchConnection { connection, end } => {
                 let state = self.network.connections[connection].ends[end];
                 if let (true, Some(socket)) = (state.open && self.network.is_whole(), state.socket) {
@@ -429,6 +443,7 @@ impl World {
                 || administrator.is_doing(crate::node::Purpose::Down);
             administrator.refused = !asked && administrator.wants_connection;
         }
+        self.verify_ended(node, before.0, present.0, present.2);
         let is_target = |state| matches!(state, ConnectionState::SyncTarget | ConnectionState::PausedSyncT);
         if is_target(present.0) && !is_target(before.0) {
             self.in_transit.retain(|write| write.issuer != node);
@@ -464,16 +479,42 @@ impl World {
         let mirroring = peer_disk == DiskState::UpToDate || (syncing && peer_disk != DiskState::Unknown);
         if own.mirroring && !mirroring {
             own.interruptions += 1;
-            self.checker.notices_loss(node);
             self.checker.mirroring_ends(1 - node);
         }
         let own = &mut self.nodes[node];
         own.mirroring = mirroring;
+        // What is frozen for a fencing begins no generation before that has succeeded.
+        if !mirroring && !own.status.as_ref().is_some_and(|status| status.suspended_fencing) {
+            self.checker.notices_loss(node);
+        }
+        let own = &mut self.nodes[node];
         let storing = disk >= DiskState::Inconsistent;
         if own.storing && !storing {
             own.disk_losses += 1;
         }
         own.storing = storing;
+    }
+
+    /// An online verify of equal disks finds nothing.
+    fn verify_ended(
+        &mut self,
+        node: NodeId,
+        before: ConnectionState,
+        present: ConnectionState,
+        peer_disk: DiskState,
+    ) {
+        if before != ConnectionState::VerifyS
+            || present != ConnectionState::Connected
+            || peer_disk != DiskState::UpToDate
+        {
+            return;
+        }
+        self.coverage.check("verifies");
+        let found = self.nodes[node].volume().map_or(0, |volume| volume.counters.out_of_sync_sectors);
+        if found > 0 {
+            let text = format!("a verify of node {node} found {found} sectors");
+            self.fail("a verify finds nothing in equal disks", text);
+        }
     }
 
     /// Both nodes say that they are one: so they have to be.
@@ -487,6 +528,7 @@ impl World {
         let equal = good(&self.nodes[0]) && good(&self.nodes[1]);
         if equal && !self.are_equal {
             self.ahead_of_its_source = [false; 2];
+            self.only_primary = None;
             self.nodes_are_equal(node, "connected and UpToDate on both sides");
         }
         self.are_equal = equal;

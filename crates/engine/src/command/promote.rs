@@ -124,6 +124,13 @@ impl Engine {
         let usable = disk >= DiskState::Inconsistent && disk < DiskState::UpToDate;
         promotion.refused = result;
         match result {
+            Code::NoUpToDateDisk
+                if self.bug(crate::bugs::Bug::StalePromote) && usable && !promotion.forced =>
+            {
+                promotion.wanted.disk = Some(DiskState::UpToDate);
+                promotion.forced = true;
+                self.ask_again(promotion);
+            }
             Code::NothingToDo => {
                 self.reply(promotion.id, Ok(()));
                 return true;

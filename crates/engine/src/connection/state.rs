@@ -290,6 +290,13 @@ impl Engine {
             }
         }
         self.remember_split_brain(index, &facts, decision.outcome);
+        if self.bug(crate::bugs::Bug::WrongDirection) {
+            decision.outcome = match decision.outcome {
+                HandshakeOutcome::Source { full } => HandshakeOutcome::Target { full },
+                HandshakeOutcome::Target { full } => HandshakeOutcome::Source { full },
+                other => other,
+            };
+        }
         // A correction of the own identifiers is only made when the resync it leads to begins: before, a lost link
         // would leave two nodes with equal identifiers and different data.
         let corrected = decision.comparison.own;

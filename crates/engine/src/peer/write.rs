@@ -60,6 +60,9 @@ impl Engine {
 
     /// What becomes of a write of the peer, given the own writes under way that it overlaps (io spec 9.3).
     fn meeting(&self, index: usize, range: SectorRange) -> Meeting {
+        if self.bug(Bug::IgnoreConflicts) {
+            return Meeting::Free;
+        }
         let mut first: Option<SectorRange> = None;
         for (own, key) in self.volumes[index].writes.overlapping(range) {
             let Some(request) = self.requests.get(key).filter(|request| !request.completed) else { continue };

@@ -130,6 +130,7 @@ impl Engine {
     /// Asks for the digest of the next block; of one block at least, whatever the end.
     fn ask_to_verify(&mut self, index: usize, first: bool) -> Asked {
         let now = self.now;
+        let unlocked = self.bug(crate::bugs::Bug::VerifyWithoutLock);
         let volume = &mut self.volumes[index];
         let capacity = volume.size;
         let start = Sector(volume.resync.next_block * BLOCK_SECTORS);
@@ -148,7 +149,13 @@ impl Engine {
         let sectors = BLOCK_SECTORS.min(capacity.0 - start.0);
         let range = SectorRange::new(start, (sectors * 512) as u32);
         volume.resync.next_block += 1;
-        volume.resync.asked.insert(start, (range, Locks([Some(lock), None])));
+        let lock = if unlocked {
+            disk.extents.end(lock);
+            None
+        } else {
+            Some(lock)
+        };
+        volume.resync.asked.insert(start, (range, Locks([lock, None])));
         volume.counters.peer_pending += 1;
         volume.resync.pending += 1;
         let request = wire::BlockRequest::new(range.start, wire::BlockId::SYNCER, range.bytes);
