@@ -382,6 +382,12 @@ impl Checker {
         self.unnoticed[node].clear();
     }
 
+    /// A node goes on without its disk. What that had alone without the node's knowing it is lost, as if the node had failed
+    /// with it: two failures at once, the peer's power and this disk. What it knew of is not: it takes no older data for good.
+    pub(crate) fn disk_lost(&mut self, node: NodeId) {
+        self.unnoticed[node].clear();
+    }
+
     /// A disk begins to be overwritten with the other's data.
     pub(crate) fn becomes_target(&mut self, node: NodeId) -> Result<(), Violation> {
         if !self.excused[node] && !self.exclusive[node].is_empty() {

@@ -491,8 +491,9 @@ impl World {
         let storing = disk >= DiskState::Inconsistent;
         if own.storing && !storing {
             own.disk_losses += 1;
+            self.checker.disk_lost(node);
         }
-        own.storing = storing;
+        self.nodes[node].storing = storing;
     }
 
     /// An online verify of equal disks finds nothing.
