@@ -148,6 +148,8 @@ impl World {
         let connection = own.status.as_ref().map_or(ConnectionState::StandAlone, |s| s.connection.state);
         if administrator.wants_disk
             && own.disk_state() == DiskState::Diskless
+            // A disk that was given up stays claimed until it has done what it had to do.
+            && !own.is_busy()
             && !administrator.is_doing(Purpose::Attach)
             && !administrator.is_doing(Purpose::Detach)
         {
@@ -209,6 +211,7 @@ impl World {
 
     fn attach(&mut self, node: NodeId) {
         self.nodes[node].administrator.disk_failed = false;
+        self.nodes[node].administrator.gives_disk_up = false;
         let settings = &self.plan.settings;
         let backing = Sector(settings.backing_sectors[node]);
         let properties = DiskProperties {

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use udrbd_engine::interface::{Buffer, ClientError, ClientRequest as Request, Event, Operation, RequestId};
-use udrbd_units::{DiskState, Sector, SectorRange};
+use udrbd_units::{ConnectionState, DiskState, Sector, SectorRange};
 
 use crate::disk::Data;
 use crate::machine::{VOLUME, zeroes};
@@ -116,6 +116,11 @@ impl World {
             Operation::Read => {
                 issued = self.checker.tick();
                 expected = self.checker.expected(viewer, range);
+                if self.is_cut_off(node, viewer) {
+                    for (sector, more) in expected.iter_mut().zip(self.checker.expected(node, range)) {
+                        sector.extend(more);
+                    }
+                }
                 buffer = Some(self.nodes[node].add_buffer(zeroes(range.sectors())));
             }
             Operation::Flush => issued = self.checker.tick(),
@@ -162,6 +167,15 @@ impl World {
         if !good && own.peer_disk_state() == DiskState::UpToDate { 1 - node } else { node }
     }
 
+    /// Whether a node reads on a disk whose node has parted from it and may write alone, which it does not know yet. Without
+    /// fencing nothing keeps a second Primary from reading data of before then.
+    fn is_cut_off(&self, node: NodeId, viewer: NodeId) -> bool {
+        viewer != node
+            && self.plan.settings.net_options.allow_two_primaries
+            && self.nodes[node].storing
+            && self.nodes[viewer].connection() < ConnectionState::Connected
+    }
+
     /// A request is complete.
     pub(crate) fn completed(
         &mut self,
@@ -201,7 +215,10 @@ impl World {
         };
         let viewer = self.served_from(node);
         let (range, issued) = (request.range, request.issued);
-        let result = self.checker.complete_read(viewer, range, &found, &request.expected, issued);
+        let mut result = self.checker.complete_read(viewer, range, &found, &request.expected, issued);
+        if result.is_err() && self.is_cut_off(node, viewer) {
+            result = self.checker.complete_read(node, range, &found, &request.expected, issued);
+        }
         self.check("reads", result);
     }
 

@@ -99,6 +99,7 @@ impl World {
             1 => Command::NewCurrentUuid { volume, clear_bitmap: false },
             2 => {
                 self.nodes[node].administrator.wants_disk = false;
+                self.nodes[node].administrator.gives_disk_up = true;
                 self.after(time, Due::Over(Restore::Disk(node)));
                 self.command(node, Purpose::Detach, Command::Detach { volume, force: true });
                 return;

@@ -141,6 +141,8 @@ pub(crate) struct Administrator {
     pub(crate) commands: BTreeMap<CommandId, Purpose>,
     /// The disk has failed to do something since the last attach began.
     pub(crate) disk_failed: bool,
+    /// The disk was detached by force since the last attach began: nobody waits for what it still has to do.
+    pub(crate) gives_disk_up: bool,
 }
 
 impl Administrator {
