@@ -40,6 +40,7 @@ const FILES: &[(&str, &str, u32)] = &[
     ("conf/systemd/drbd@.target", "usr/lib/systemd/system/drbd@.target", 0o644),
     ("conf/tmpfiles/udrbd.conf", "usr/lib/tmpfiles.d/udrbd.conf", 0o644),
     ("conf/udev/66-udrbd.rules", "usr/lib/udev/rules.d/66-udrbd.rules", 0o644),
+    ("conf/ocf/drbd", "usr/lib/ocf/resource.d/udrbd/drbd", 0o755),
     ("conf/udrbd.default", "etc/default/udrbd", 0o644),
     // From here postinst creates what is missing; as files of the package they would clash with drbd-utils.
     ("conf/drbd.conf", "usr/share/udrbd/drbd.conf", 0o644),

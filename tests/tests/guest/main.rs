@@ -12,6 +12,7 @@ mod link;
 mod load;
 mod meetings;
 mod metadata;
+mod pacemaker;
 mod packaging;
 
 mod power;
@@ -79,6 +80,8 @@ const CASES: &[Case] = &[
     Case::new("power_cut_kernel_primary_recovers_against_udrbd", power::kernel_primary),
     Case::new("power_cut_udrbd_primary_recovers_against_kernel", power::udrbd_primary),
     Case::new("survivor_takes_a_file_system_under_load_over", failover::under_load),
+    Case::long("pacemaker_moves_a_file_system_from_node_to_node", pacemaker::with_the_stock_agent),
+    Case::long("pacemaker_needs_no_module_with_our_agent", pacemaker::without_the_module),
     Case::new(
         "the_package_beside_drbd_utils_takes_its_names_and_gives_them_back",
         packaging::beside_drbd_utils,
