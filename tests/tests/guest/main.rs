@@ -14,7 +14,6 @@ mod meetings;
 mod metadata;
 mod pacemaker;
 mod packaging;
-
 mod power;
 mod replication;
 mod tools;
@@ -57,6 +56,10 @@ const CASES: &[Case] = &[
     Case::new("mounted_block_device_survives_the_death_of_its_daemon", block::live_restart),
     Case::new("mounted_block_device_is_handed_over_to_another_daemon", handover::udrbd_peer),
     Case::long("mounted_block_device_is_handed_over_beside_a_kernel_peer", handover::kernel_peer),
+    Case::long(
+        "mounted_block_device_outlives_restarts_of_its_daemon_by_systemd",
+        handover::restarted_by_systemd,
+    ),
     Case::new("waiting_requests_never_reach_data_the_peer_has_written", block::foreign_data),
     Case::new("partitions_of_a_block_device_keep_it_primary_and_go_with_it", volumes::partitions),
     Case::new("block_devices_of_two_volumes_take_writes_at_once", volumes::two_volumes),

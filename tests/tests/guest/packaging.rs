@@ -25,26 +25,31 @@ X
 ";
 
 /// A guest with the package in its shared folder.
-struct Node {
-    guest: Guest,
+pub(crate) struct Node {
+    pub(crate) guest: Guest,
     package: String,
 }
 
 impl Node {
     fn boot() -> Result<Self> {
+        Self::boot_with(vec![64 << 20])
+    }
+
+    /// With disks of these sizes.
+    pub(crate) fn boot_with(disks: Vec<u64>) -> Result<Self> {
         let programs = replica::built(package::PROGRAMS)?;
-        let guest = Guest::boot(GuestOptions { disks: vec![64 << 20], ..GuestOptions::default() })?;
+        let guest = Guest::boot(GuestOptions { disks, ..GuestOptions::default() })?;
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let file = package::build(&source, &programs, &guest.share())?;
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self { guest, package: format!("{}/{name}", Guest::SHARE) })
     }
 
-    fn run(&mut self, script: &str) -> Result<Output> {
+    pub(crate) fn run(&mut self, script: &str) -> Result<Output> {
         self.guest.run_limited(script, INSTALL_LIMIT)
     }
 
-    fn sh(&mut self, script: &str) -> Result<String> {
+    pub(crate) fn sh(&mut self, script: &str) -> Result<String> {
         self.run(script)?.expect_success()
     }
 
@@ -52,7 +57,7 @@ impl Node {
         Ok(self.run("dpkg-query -W -f '${db:Status-Status}' drbd-utils")?.stdout == "installed")
     }
 
-    fn install(&mut self) -> Result<()> {
+    pub(crate) fn install(&mut self) -> Result<()> {
         let package = self.package.clone();
         self.sh(&format!("apt-get install -y -q {package}")).map(drop)
     }
@@ -161,7 +166,7 @@ pub(crate) fn alone() -> Result<()> {
 
 /// Starts systemd in the guest, in namespaces of its own and with the units it needs here, as the variable `S` to put
 /// before commands. Its first process is the guest's agent, so systemd is the first of a process namespace.
-const SYSTEMD: &str = r#"
+pub(crate) const SYSTEMD: &str = r#"
 units=/run/test-units
 if [ ! -d $units ]; then
     mkdir $units
