@@ -56,6 +56,8 @@ pub struct Replica {
     pub node: String,
     /// What our daemon offers; without meaning for the kernel's.
     pub frontend: Frontend,
+    /// The program that runs handlers.
+    pub helper: String,
 }
 
 /// What the status file says about a minor.
@@ -71,6 +73,8 @@ pub struct Status {
     pub disk: String,
     /// The peer's disk of `ds:`.
     pub peer_disk: String,
+    /// Client I/O is suspended.
+    pub suspended: bool,
     /// `oos:`, in KiB.
     pub out_of_sync_kib: u64,
     /// `ns:` and `nr:`, in KiB: sent and received, resync included.
@@ -110,6 +114,7 @@ impl Status {
             peer_role,
             disk,
             peer_disk,
+            suspended: state.split_whitespace().last().is_some_and(|flags| flags.starts_with('s')),
             out_of_sync_kib: number("oos:"),
             sent_kib: number("ns:"),
             received_kib: number("nr:"),
@@ -149,6 +154,9 @@ pub fn built(names: &[&str]) -> Result<PathBuf> {
     Ok(std::fs::canonicalize(folder)?)
 }
 
+/// What runs handlers unless a test has something better.
+pub const HELPER: &str = "/bin/true";
+
 /// Status readings in a row that say StandAlone before a wait gives up.
 const STAND_ALONE_MAX: u32 = 20;
 
@@ -169,6 +177,7 @@ impl Replica {
             run_dir: format!("/run/udrbd-{resource}"),
             node: resource.to_owned(),
             frontend: Frontend::Nbd,
+            helper: HELPER.to_owned(),
         }
     }
 
@@ -237,7 +246,11 @@ impl Replica {
     pub fn start(&self, shell: &mut impl Shell) -> Result<()> {
         match self.kind {
             Kind::Kernel => {
-                shell.sh("modprobe drbd usermode_helper=/bin/true")?;
+                // The module may be there already. It takes a line's end for a part of the name.
+                let helper = quoted(&self.helper);
+                shell.sh(&format!(
+                    "modprobe drbd && printf %s {helper} >/sys/module/drbd/parameters/usermode_helper"
+                ))?;
             }
             Kind::Udrbd => {
                 let folder = built_binaries()?;
@@ -254,7 +267,7 @@ impl Replica {
                     "mkdir -p {run_dir}\n\
                      rm -f {run_dir}/control.sock\n\
                      echo '--- started' >>{run_dir}/log\n\
-                     {} setsid {}/udrbdd --run-dir {run_dir} --node {} --frontend {frontend} --helper /bin/true \
+                     {} setsid {}/udrbdd --run-dir {run_dir} --node {} --frontend {frontend} --helper {} \
                      </dev/null >>{run_dir}/log 2>&1 &\n\
                      echo $! >{run_dir}/pid\n\
                      for i in $(seq 200); do\n\
@@ -266,6 +279,7 @@ impl Replica {
                     self.environment(),
                     folder.display(),
                     quoted(&self.node),
+                    quoted(&self.helper),
                 ))?;
             }
         }

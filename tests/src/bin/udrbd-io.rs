@@ -65,6 +65,19 @@ enum Task {
     },
     /// Prints the size in bytes.
     Size { target: TargetName },
+    /// One request: what comes of it is the exit status.
+    Once {
+        target: TargetName,
+        /// Write zeroes, and do not read.
+        #[arg(long)]
+        write: bool,
+        /// First byte.
+        #[arg(long)]
+        offset: u64,
+        /// How many bytes.
+        #[arg(long)]
+        length: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -123,6 +136,14 @@ fn run(task: Task) -> Result<()> {
             println!("{} blocks are equal", bytes / workload::BLOCK);
         }
         Task::Size { target } => println!("{}", Target::open_to_read(&target)?.size()?),
+        Task::Once { target, write, offset, length } => {
+            let mut data = vec![0; length];
+            if write {
+                Target::open(&target)?.write(offset, &data)?;
+            } else {
+                Target::open_to_read(&target)?.read(offset, &mut data)?;
+            }
+        }
     }
     Ok(())
 }

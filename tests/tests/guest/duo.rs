@@ -32,11 +32,13 @@ pub(crate) struct Stage {
     pub(crate) frontend: Frontend,
     /// For scenarios that need a certain kernel; else the one the run asks for.
     pub(crate) kernel: Option<KernelChoice>,
+    /// The program that runs handlers on both sides.
+    pub(crate) helper: &'static str,
 }
 
 impl Default for Stage {
     fn default() -> Self {
-        Self { disk_bytes: DISK_BYTES, frontend: Frontend::Nbd, kernel: None }
+        Self { disk_bytes: DISK_BYTES, frontend: Frontend::Nbd, kernel: None, helper: replica::HELPER }
     }
 }
 
@@ -91,6 +93,9 @@ impl Duo {
         if stage.frontend == Frontend::Ublk {
             duo.first = duo.first.with_ublk();
             duo.second = duo.second.with_ublk();
+        }
+        for side in [&mut duo.first, &mut duo.second] {
+            stage.helper.clone_into(&mut side.helper);
         }
         duo.prepare()?;
         let result = scenario(&mut duo);

@@ -5,6 +5,7 @@
 
 mod block;
 mod counters;
+mod disks;
 mod duo;
 mod failover;
 mod handover;
@@ -35,7 +36,13 @@ const CASES: &[Case] = &[
     Case::new("a_verify_finds_what_was_planted_whoever_starts_it", upkeep::verify_finds_what_was_planted),
     Case::new("both_count_alike_what_they_do", counters::count_as_the_kernel_does),
     Case::new("a_larger_configured_size_is_adopted_and_resynced", upkeep::size_grows),
-    Case::new("a_failing_disk_of_the_secondary_costs_no_write", upkeep::failing_disk_under_load),
+    Case::new("a_failing_disk_of_the_secondary_costs_no_write", disks::of_the_secondary),
+    Case::new("a_failing_disk_of_the_primary_costs_no_write", disks::of_the_primary),
+    Case::new("a_disk_that_hangs_is_given_up_and_taken_back", disks::hanging),
+    Case::long("a_part_that_cannot_be_written_is_passed_on_and_resynced", disks::passed_on),
+    Case::long("a_part_that_cannot_be_read_comes_from_the_peer", disks::unreadable_part),
+    Case::long("a_disk_that_fails_at_times_costs_no_write", disks::flaky),
+    Case::long("a_slow_disk_is_waited_for", disks::slow),
     Case::new("meetings_end_as_between_two_kernels", meetings::meetings_end_as_between_kernels),
     Case::new("kernel_pair_resyncs_after_a_cut_link", link::kernel_pair),
     Case::new("udrbd_resyncs_a_kernel_peer_after_a_cut_link", link::udrbd_primary),

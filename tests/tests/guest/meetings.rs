@@ -143,7 +143,7 @@ fn play(duo: &mut Duo, record: &Record) -> Result<()> {
 }
 
 /// Identifiers, flags and bits, as they were when the nodes met.
-fn write_metadata(duo: &mut Duo, side: &Replica, metadata: &Value) -> Result<()> {
+pub(crate) fn write_metadata(duo: &mut Duo, side: &Replica, metadata: &Value) -> Result<()> {
     let identifiers: Vec<_> =
         metadata["gi"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let set = metadata["flags"].as_array().into_iter().flatten();
