@@ -411,7 +411,8 @@ impl Engine {
         } else if !acknowledge {
             return;
         } else if flags.contains(DataFlags::MAY_SET_IN_SYNC) && syncing {
-            self.set_in_sync(index, range);
+            let blocks = self.set_in_sync(index, range);
+            self.volumes[index].resync.spare(blocks);
             Ack::WrittenInSync
         } else {
             Ack::Written

@@ -128,7 +128,8 @@ impl Engine {
                     self.write_sets_out_of_sync(index, range);
                 }
             } else if set_in_sync {
-                self.set_in_sync(index, range);
+                let blocks = self.set_in_sync(index, range);
+                self.volumes[index].resync.spare(blocks);
             }
         }
         self.release_extents(key);

@@ -46,6 +46,28 @@ fn a_resync_gives_way_to_applications_on_either_node() {
 }
 
 #[test]
+fn what_applications_write_is_not_taken_for_the_resyncs_speed() {
+    let mut pair = synced();
+    for node in 0..2 {
+        options(&mut pair, node, paced(1000));
+    }
+    pair.packets.clear();
+    pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
+    // 8 MB/s to blocks the resync has not come to.
+    for count in 0..20 {
+        pair.write(0, 20_000 + count * 800, 7, 409_600).unwrap();
+        pair.pass_ms(50);
+    }
+    let before = asked_for(&pair);
+    for count in 0..160 {
+        pair.write(0, 20_000 + count % 20 * 800, 7, 40_960).unwrap();
+        pair.pass_ms(50);
+    }
+    let asked = asked_for(&pair) - before;
+    assert!(asked > 4_000_000, "{asked} bytes in eight seconds, {before} before");
+}
+
+#[test]
 fn a_resync_that_nobody_is_in_the_way_of_gives_way_to_nobody() {
     let mut pair = synced();
     for node in 0..2 {
