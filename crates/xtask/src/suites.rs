@@ -12,7 +12,7 @@ use udrbd_tests::machine;
 use crate::workspace;
 
 /// Seeds of the simulator in the usual run and in the long one.
-const SEEDS: &str = "20000";
+const SEEDS: &str = "8000";
 const SEEDS_LONG: &str = "500000";
 
 /// Which tests to run.
