@@ -13,7 +13,7 @@ use crate::workspace;
 
 /// Seeds of the simulator in the usual run and in the long one.
 const SEEDS: &str = "8000";
-const SEEDS_LONG: &str = "500000";
+const SEEDS_LONG: &str = "100000";
 
 /// Which tests to run.
 #[derive(Args)]
