@@ -16,6 +16,7 @@ mod metadata;
 mod pacemaker;
 mod packaging;
 mod power;
+mod recorded;
 mod replication;
 mod tools;
 mod upkeep;
@@ -44,6 +45,7 @@ const CASES: &[Case] = &[
     Case::long("a_disk_that_fails_at_times_costs_no_write", disks::flaky),
     Case::long("a_slow_disk_is_waited_for", disks::slow),
     Case::new("meetings_end_as_between_two_kernels", meetings::meetings_end_as_between_kernels),
+    Case::new("fencing_and_failures_end_as_between_two_kernels", recorded::courses_end_as_between_kernels),
     Case::new("kernel_pair_resyncs_after_a_cut_link", link::kernel_pair),
     Case::new("udrbd_resyncs_a_kernel_peer_after_a_cut_link", link::udrbd_primary),
     Case::new("kernel_resyncs_an_udrbd_peer_after_a_cut_link", link::kernel_primary),
