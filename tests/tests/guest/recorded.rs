@@ -63,8 +63,12 @@ impl Record {
         self.value["setup"][side].is_object()
     }
 
-    /// A link that is cut for a moment, commands of the shell, sizes and disks that are not attached are the engine's to judge.
+    /// A link that is cut for a moment, commands of the shell, sizes and disks that are not attached are the engine's to judge; so
+    /// are clients who wait for data that nobody has, as the NBD server turns away who comes then.
     fn is_played(&self) -> bool {
+        if self.steps().iter().any(|step| step["after"]["a"]["suspended"] == "no-data") {
+            return false;
+        }
         let attached =
             ["a", "b"].iter().all(|side| !self.has(side) || self.value["setup"][side]["attached"] == true);
         attached
