@@ -4,6 +4,7 @@
 //! proves the scenario itself.
 
 mod block;
+mod cluster;
 mod counters;
 mod disks;
 mod duo;
@@ -92,6 +93,7 @@ const CASES: &[Case] = &[
     Case::new("power_cut_kernel_primary_recovers_against_udrbd", power::kernel_primary),
     Case::new("power_cut_udrbd_primary_recovers_against_kernel", power::udrbd_primary),
     Case::new("survivor_takes_a_file_system_under_load_over", failover::under_load),
+    Case::long("two_primaries_share_an_ocfs2_file_system", cluster::udrbd_pair),
     Case::long("pacemaker_moves_a_file_system_from_node_to_node", pacemaker::with_the_stock_agent),
     Case::long("pacemaker_needs_no_module_with_our_agent", pacemaker::without_the_module),
     Case::new(
