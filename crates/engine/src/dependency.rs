@@ -4,7 +4,7 @@
 //! one has changed, and tells the engine of a volume for which the answer is another one with
 //! [`Command::ResyncDependency`](crate::interface::Command::ResyncDependency).
 
-use udrbd_units::{ConnectionState, Minor};
+use udrbd_units::Minor;
 
 use crate::interface::VolumeStatus;
 
@@ -27,8 +27,7 @@ impl Member {
         Self {
             minor: status.minor,
             after: status.options.as_ref().and_then(|options| options.resync_after).map(Minor),
-            at_work: (ConnectionState::SyncSource..=ConnectionState::PausedSyncT)
-                .contains(&status.connection),
+            at_work: status.connection.is_syncing(),
             paused: status.paused_by_user || status.paused_by_peer || status.paused_by_dependency,
         }
     }

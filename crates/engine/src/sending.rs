@@ -146,7 +146,7 @@ impl Engine {
     fn write_flags(&self, index: usize, operation: Operation) -> DataFlags {
         let version = self.connection.dialect.version;
         let state = self.volumes[index].state.connection;
-        let syncing = (ConnectionState::SyncSource..=ConnectionState::PausedSyncT).contains(&state);
+        let syncing = state.is_syncing();
         let protocol = self.connection.options.as_ref().map_or(Protocol::C, |options| options.protocol);
         let mut flags = DataFlags::RW_SYNC;
         if version >= 95 {

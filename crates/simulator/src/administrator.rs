@@ -545,13 +545,17 @@ impl World {
                 let (connection, disk, peer_disk) =
                     (own.connection(), own.disk_state(), own.peer_disk_state());
                 let waiting = own.requests.len();
-                format!("{connection} {role} {disk}/{peer_disk} {waiting} requests")
+                let marked = own.volume().map_or(0, |volume| volume.counters.out_of_sync_sectors);
+                format!(
+                    "{connection} {role} {disk}/{peer_disk} {waiting} requests, {marked} sectors out of sync"
+                )
             });
             self.fail("the nodes find together", format!("{states:?}"));
             return;
         }
         if self.now > self.resolved_at + 5 * SECOND {
             self.resolved_at = self.now;
+            self.resume_late_pauses();
             self.resolve();
             self.last_resort(since);
         }
@@ -584,6 +588,15 @@ impl World {
                 self.restore(Restore::Io(node));
             }
             self.restore(Restore::Resync(node));
+        }
+    }
+
+    /// A pause that had to wait for another command came after the end had begun.
+    fn resume_late_pauses(&mut self) {
+        for node in 0..2 {
+            if self.nodes[node].volume().is_some_and(|volume| volume.paused_by_user) {
+                self.restore(Restore::Resync(node));
+            }
         }
     }
 

@@ -173,6 +173,13 @@ states! {
     }
 }
 
+impl ConnectionState {
+    /// Whether a resync or an online verify runs, or a resync is paused.
+    pub fn is_syncing(self) -> bool {
+        (Self::SyncSource..=Self::PausedSyncT).contains(&self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -36,6 +36,12 @@ macro_rules! flags {
                 if condition { self.union(other) } else { self }
             }
 
+            /// These flags without those of `other`.
+            #[must_use]
+            pub const fn without(self, other: Self) -> Self {
+                Self(self.0 & !other.0)
+            }
+
             /// The names of the flags that have one, from the lowest bit.
             pub fn names(self) -> impl Iterator<Item = &'static str> {
                 [$((Self::$flag, $text)),+].into_iter().filter(move |(flag, _)| self.contains(*flag)).map(|(_, text)| text)

@@ -80,8 +80,7 @@ fn unconfigured(exists: bool) -> String {
 fn configured(resource: &ResourceSnapshot, device: &DeviceSnapshot) -> String {
     let flag = |on: bool| if on { "1" } else { "" };
     let paused = device.resync_paused;
-    let in_progress =
-        (ConnectionState::SyncSource..=ConnectionState::PausedSyncT).contains(&device.connection);
+    let in_progress = device.connection.is_syncing();
     let percent = match &device.progress {
         Some(progress) if in_progress => {
             let per_mille = progress::resynced_per_mille(device, progress);

@@ -213,7 +213,7 @@ impl Printer {
         let disk = self.disk(device.peer_disk, Side::Peer);
         self.out.put(indent, &format!(" peer-disk:{disk}"));
         let indent = 8;
-        if (ConnectionState::SyncSource..=ConnectionState::PausedSyncT).contains(&device.connection) {
+        if device.connection.is_syncing() {
             self.out.put(indent, &format!(" done:{:.2}", done_percent(device)));
         }
         let paused = device.resync_paused.words();

@@ -31,7 +31,9 @@ impl Engine {
     pub(crate) fn poll_request(&mut self, request: &mut DeviceRequest) -> Option<Code> {
         let index = request.index;
         if !request.holds_lock {
-            if self.volumes[index].state_locked {
+            // Below version 100 an answer does not say whether it is meant for a volume or for the connection.
+            let disconnecting = self.connection.change_pending && !self.connection.dialect.has_volumes();
+            if self.volumes[index].state_locked || disconnecting {
                 return None;
             }
             self.volumes[index].state_locked = true;

@@ -254,7 +254,9 @@ impl Engine {
             );
             return Some(Tried::Verdict(code));
         }
-        if self.connection.change_pending {
+        let asked = |volume: &crate::volume::Volume| volume.state_locked;
+        let confusable = !self.connection.dialect.has_volumes() && self.volumes.iter().any(asked);
+        if self.connection.change_pending || confusable {
             return None;
         }
         let allowed = self.connection_change_allowed(request);

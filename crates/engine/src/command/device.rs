@@ -57,6 +57,9 @@ impl Engine {
         if let Some(request) = &mut command.request {
             let Some(result) = self.poll_request(request) else { return false };
             command.request = None;
+            if !result.is_success() && command.then == Then::Removed {
+                self.remove_volume_unheard(command.index);
+            }
             if !result.is_success() && !matches!(command.then, Then::ReplyAlways | Then::Removed) {
                 let diskless = command.then == Then::Detached && result == Code::IsDiskless;
                 let answer = if diskless { Ok(()) } else { Err(Failure::state(result)) };

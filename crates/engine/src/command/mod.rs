@@ -16,7 +16,7 @@ pub(crate) use promote::{Demotion, Promotion};
 
 use crate::Engine;
 use crate::change::Verbosity;
-use crate::interface::{Command, CommandId, Failure, Time};
+use crate::interface::{Command, CommandId, Failure, Level, Time};
 use crate::state::{StateChangeResult as Code, StateRequest, Suspension, VolumeState};
 use crate::volume::Volume;
 
@@ -164,7 +164,14 @@ impl Engine {
         let index = self.volumes.len() - 1;
         self.tell_device(index);
         if connection == ConnectionState::WFReportParams {
-            self.send_volume_parameters(index);
+            if self.connection.removed_unheard.contains(&number) {
+                // The peer would take what this volume tells for news of the one that is gone, and not answer.
+                let text = "The peer still has the volume that was removed, connecting again".to_owned();
+                self.say(Level::Info, Some(index), text);
+                self.lose_connection(ConnectionState::ProtocolError);
+            } else {
+                self.send_volume_parameters(index);
+            }
         }
         self.state_changed();
         self.reply(id, Ok(()));
@@ -177,13 +184,21 @@ impl Engine {
             return;
         }
         if state.connection < ConnectionState::Connected {
-            self.remove_volume(index);
+            self.remove_volume_unheard(index);
             self.reply(id, Ok(()));
             return;
         }
         // The peer has to know, or it would go on talking to a volume that is not there.
         let request = StateRequest::connection(ConnectionState::WFReportParams);
         self.request_device(id, index, request, Then::Removed);
+    }
+
+    /// Removes a volume of which the peer does not hear, or does not want to.
+    pub(crate) fn remove_volume_unheard(&mut self, index: usize) {
+        if self.connection.state == ConnectionState::WFReportParams {
+            self.connection.removed_unheard.push(self.volumes[index].number);
+        }
+        self.remove_volume(index);
     }
 
     pub(crate) fn remove_volume(&mut self, index: usize) {

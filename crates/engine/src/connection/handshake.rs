@@ -159,6 +159,7 @@ impl Engine {
         self.send_protocol(false);
         self.connection.state_sent = true;
         self.connection.peer_told_all = false;
+        self.connection.removed_unheard.clear();
         let discard = self.connection.options.as_ref().is_some_and(|options| options.discard_my_data);
         for index in 0..self.volumes.len() {
             if self.volumes[index].removed {

@@ -84,6 +84,8 @@ pub(crate) struct Connection {
     pub(crate) state_sent: bool,
     /// The peer has told of all volumes it had when it connected.
     pub(crate) peer_told_all: bool,
+    /// Volumes that are gone here, and that the peer still takes for connected.
+    pub(crate) removed_unheard: Vec<VolumeNumber>,
     pub(crate) peer_dry_run: bool,
     pub(crate) disconnect_sent: bool,
     /// The peer has closed one socket; its answer to a disconnect may still come on the other, until then.
@@ -151,6 +153,7 @@ impl Connection {
             established_at: Time(0),
             state_sent: false,
             peer_told_all: false,
+            removed_unheard: Vec::new(),
             peer_dry_run: false,
             disconnect_sent: false,
             answer_until: None,

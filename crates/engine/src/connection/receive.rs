@@ -205,7 +205,10 @@ impl Engine {
                 self.attention = true;
                 true
             }
-            Packet::StateChangeReply(code) if self.connection.change_pending => {
+            // Below version 100 it is the answer to both kinds of requests, of which only one is under way.
+            Packet::StateChangeReply(code)
+                if self.connection.change_pending && !self.connection.dialect.has_volumes() =>
+            {
                 self.connection.change_reply = Some(code.0);
                 self.attention = true;
                 true

@@ -2,10 +2,13 @@
 
 use udrbd_metadata::Flags;
 use udrbd_units::Sector;
+use udrbd_wire::DataFlags;
 
 use super::Purpose;
 use crate::Engine;
 use crate::interface::{Action, IoError, MetadataBlock};
+use crate::peer::PeerOperation;
+use crate::slab::Key;
 
 /// Pages in flight at the most.
 const PAGES_IN_FLIGHT: u32 = 512;
@@ -122,9 +125,32 @@ impl Engine {
         disk.bitmap.set_all();
         disk.bitmap.mark_all_pages();
         self.volumes[index].counters.out_of_sync_sectors = self.volumes[index].set_bits() * 8;
+        self.keep_bits_of_writes_in_flight(index);
         let version = self.touch_superblock(index);
         if let Some(disk) = &mut self.volumes[index].disk {
             disk.bitmap_io.full_sync = Some(FullSync::Flag(version));
+        }
+    }
+
+    /// Writes that were sent during the last resync must not clear bits of the next one: the node where they end later would
+    /// clear what the other has set, and one of the two would wait for a block that nobody asks for.
+    fn keep_bits_of_writes_in_flight(&mut self, index: usize) {
+        let own: Vec<Key> = self.requests.iter().map(|(key, _)| key).collect();
+        for key in own {
+            let request = &mut self.requests[key];
+            if request.volume == index {
+                request.set_in_sync = false;
+                request.overtaken = true;
+            }
+        }
+        let of_peer: Vec<Key> = self.peer_requests.iter().map(|(key, _)| key).collect();
+        for key in of_peer {
+            let request = &mut self.peer_requests[key];
+            if request.volume == index
+                && let PeerOperation::Write { flags, .. } = &mut request.operation
+            {
+                *flags = flags.without(DataFlags::MAY_SET_IN_SYNC);
+            }
         }
     }
 

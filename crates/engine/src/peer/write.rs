@@ -1,6 +1,6 @@
 //! A mirrored write (io spec 7).
 
-use udrbd_units::{ConnectionState, DiskState, Extent, SectorRange};
+use udrbd_units::{DiskState, Extent, SectorRange};
 use udrbd_wire as wire;
 use wire::DataFlags;
 
@@ -249,9 +249,12 @@ impl Engine {
         }
         let alone = self.volumes[index].state.peer_disk < DiskState::Inconsistent;
         let mut extents = false;
+        if alone || !self.volumes[index].state.connection.is_syncing() {
+            // It was sent during a resync that is over here.
+            flags = flags.without(DataFlags::MAY_SET_IN_SYNC);
+        }
         if alone {
             self.volumes[index].set_out_of_sync(range);
-            flags = DataFlags(flags.0 & !DataFlags::MAY_SET_IN_SYNC.0);
             extents = self.volumes[index].peer_extents.take().is_some();
         }
         self.volumes[index].peer_writes += 1;
@@ -404,8 +407,7 @@ impl Engine {
         acknowledge: bool,
         failed: bool,
     ) {
-        let state = self.volumes[index].state.connection;
-        let syncing = (ConnectionState::SyncSource..=ConnectionState::PausedSyncT).contains(&state);
+        let syncing = self.volumes[index].state.connection.is_syncing();
         let ack = if failed {
             Ack::Failed
         } else if !acknowledge {

@@ -14,7 +14,7 @@ impl Engine {
     /// Starts a resync with this node on `side`, once the handler agrees.
     pub(crate) fn start_resync(&mut self, index: usize, side: ConnectionState) {
         let state = self.volumes[index].state.connection;
-        if (ConnectionState::SyncSource..=ConnectionState::PausedSyncT).contains(&state) {
+        if state.is_syncing() {
             self.say(Level::Error, Some(index), "Resync already running!".to_owned());
             return;
         }

@@ -161,6 +161,61 @@ fn a_disk_attached_before_its_volume_has_joined_is_compared_all_the_same() {
     assert!(pair.differences().is_empty(), "{}", pair.describe());
 }
 
+/// Node 1 has lost its disk, and removes its volume; node 0 has the volume connected all the same.
+fn comes_back(mut pair: Pair) {
+    assert_eq!(status(&pair, 0).connection, ConnectionState::Connected);
+    pair.command(1, Command::NewMinor { volume: VOLUME, minor: Minor(0) }).unwrap();
+    pair.settle();
+    pair.attach(1, fast()).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.differences().is_empty(), "{}", pair.describe());
+}
+
+#[test]
+fn a_volume_whose_removal_the_peer_refuses_can_be_added_again() {
+    let mut pair = Pair::new();
+    let options = DiskOptions { fencing: Fencing::ResourceOnly, ..fast() };
+    pair.command(0, Command::DiskOptions { volume: VOLUME, options: Box::new(options) }).unwrap();
+    pair.connect(&NetOptions::default());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
+    promote(&mut pair, 0, true);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    pair.command(1, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    pair.command(1, Command::DelMinor { volume: VOLUME }).unwrap();
+    assert!(pair.nodes[0].says("Refusing to be Primary while peer is not outdated"), "{}", pair.describe());
+    comes_back(pair);
+}
+
+#[test]
+fn a_volume_removed_in_the_handshake_can_be_added_again() {
+    let mut pair = disconnected();
+    pair.command(1, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    for node in 0..2 {
+        pair.begin_command(node, Command::Connect(Box::default()));
+    }
+    pair.until(|pair| status(pair, 1).connection == ConnectionState::WFReportParams);
+    pair.command(1, Command::DelMinor { volume: VOLUME }).unwrap();
+    pair.settle();
+    comes_back(pair);
+}
+
+#[test]
+fn a_disconnect_and_a_detach_at_once_get_an_answer_each() {
+    let mut pair = synced();
+    demote(&mut pair, 0);
+    pair.command(1, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    promote(&mut pair, 1, false);
+    // Node 1 has no other data than those of node 0, and refuses both.
+    let disconnect = pair.begin_command(0, Command::Disconnect { force: false });
+    let detach = pair.begin_command(0, Command::Detach { volume: VOLUME, force: false });
+    pair.settle();
+    for id in [disconnect, detach] {
+        assert!(matches!(pair.nodes[0].replies.get(&id), Some(Err(_))), "{}", pair.describe());
+    }
+    pair.attach(1, fast()).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+}
+
 #[test]
 fn the_answer_of_an_old_handler_does_not_stop_a_new_resync() {
     let mut pair = synced();

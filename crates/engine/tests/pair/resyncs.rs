@@ -190,3 +190,35 @@ fn a_resync_waits_for_another_minors_and_both_nodes_show_it() {
     assert_eq!(pair.nodes[1].load(0, 4096), [7; 4096]);
     nothing_is_counted(&mut pair);
 }
+
+/// Node 0, a Primary, has written a block in the middle of a resync, which is over: the peer has it and has marked it in sync.
+/// The disk of node 0 has not answered yet.
+fn marked_by_the_peer_alone() -> Pair {
+    let mut pair = synced();
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    // Not in the same extent: the resync would wait for the write.
+    pair.write(0, 36000, 7, 4096).unwrap();
+    pair.command(0, Command::PauseSync { volume: VOLUME }).unwrap();
+    pair.command(1, Command::Connect(Box::default())).unwrap();
+    pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::PausedSyncS);
+    pair.nodes[0].stuck = true;
+    pair.submit(0, WRITE, 800, &[8; 4096], 4096);
+    pair.settle();
+    assert_eq!(pair.kept(0), 1, "{}", pair.describe());
+    pair.nodes[0].stuck = false;
+    pair.command(0, Command::ResumeSync { volume: VOLUME }).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    pair
+}
+
+#[test]
+fn a_write_of_the_last_resync_clears_no_bit_of_a_full_one() {
+    for command in [Command::Invalidate { volume: VOLUME }, Command::InvalidateRemote { volume: VOLUME }] {
+        let mut pair = marked_by_the_peer_alone();
+        pair.begin_command(0, command);
+        pair.settle();
+        pair.unstick(0);
+        pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+        assert!(pair.differences().is_empty());
+    }
+}
