@@ -58,6 +58,8 @@ fn tidy() -> Result<Vec<String>> {
         .output()
         .context("cannot run git")?;
     let mut complaints = Vec::new();
+    let mut sources = String::new();
+    let mut named = Vec::new();
     for name in String::from_utf8_lossy(&output.stdout).lines() {
         // What the real DRBD wrote stays as it was.
         if name.contains("/data/") {
@@ -67,9 +69,24 @@ fn tidy() -> Result<Vec<String>> {
         complaints.extend(tidy_text(name, &text));
         if name.ends_with(".rs") {
             complaints.extend(tidy_source(Path::new(name), &text));
+            sources.push_str(&text);
+        } else if name.ends_with(".md") {
+            named.extend(tests_named(&text).into_iter().map(|test| (name.to_owned(), test)));
         }
     }
+    let missing = named.into_iter().filter(|(_, test)| !sources.contains(test.as_str()));
+    complaints.extend(missing.map(|(name, test)| format!("{name}: there is no test `{test}`")));
     Ok(complaints)
+}
+
+/// What a document names in quotes that looks like a test: many words joined by underscores.
+fn tests_named(text: &str) -> Vec<String> {
+    let words = text.split('`').skip(1).step_by(2);
+    let long = |word: &&str| word.matches('_').count() >= 3;
+    let lower = |word: &&str| {
+        word.chars().all(|letter| letter == '_' || letter.is_ascii_lowercase() || letter.is_ascii_digit())
+    };
+    words.filter(long).filter(lower).map(str::to_owned).collect()
 }
 
 /// Rules of every text file.
@@ -146,6 +163,12 @@ fn is_test_file(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn documents_name_tests_in_quotes() {
+        let text = "| `not_these` | `this_one_is_a_test`, `udrbdd --x_y_z_a` |\nthis_one_is_none";
+        assert_eq!(tests_named(text), ["this_one_is_a_test"]);
+    }
 
     fn source(text: &str) -> Vec<String> {
         tidy_source(Path::new("crates/x/src/lib.rs"), text)

@@ -93,13 +93,21 @@ impl Engine {
                     received_disk = DiskState::Diskless;
                     peer_disk = DiskState::Diskless;
                 }
-                Handshaken::Refused if std::mem::take(&mut self.connection.peer_dry_run) => {
+                // Where both only try, both have heard what there is to hear (8.4.11 goes on for ever).
+                Handshaken::Refused
+                    if std::mem::take(&mut self.connection.peer_dry_run) && !self.only_tries() =>
+                {
                     return Verdict::Reconnect;
                 }
                 Handshaken::Refused => return Verdict::StandAlone,
             }
         }
         self.take_over(index, old, received, received_disk, peer_disk, connection)
+    }
+
+    /// Whether the connection is only wanted to see what it would do.
+    fn only_tries(&self) -> bool {
+        self.connection.options.as_ref().is_some_and(|options| options.tentative)
     }
 
     /// A disk the peer is still attaching counts as what it will be (states spec 6.4 step 1).

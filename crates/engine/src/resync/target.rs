@@ -398,8 +398,11 @@ impl Engine {
 /// The size of requests that a hole may answer: `rs-discard-granularity` in whole granules of the device; `None` where
 /// it does not discard (io spec 15.9).
 fn thin_bytes(disk: &Disk) -> Option<u32> {
-    let granule = disk.properties.discard_granularity_bytes;
-    let wanted = disk.options.rs_discard_granularity_bytes;
+    whole_granules(disk.options.rs_discard_granularity_bytes, disk.properties.discard_granularity_bytes)
+}
+
+/// `wanted` bytes, rounded up (8.4.11 adds the remainder, io spec 23.14).
+fn whole_granules(wanted: u32, granule: u32) -> Option<u32> {
     if granule == 0 || wanted == 0 {
         return None;
     }
@@ -431,4 +434,20 @@ fn run_length(
         blocks += 1;
     }
     blocks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whole_granules;
+
+    #[test]
+    fn requests_for_holes_are_whole_granules() {
+        assert_eq!(whole_granules(65536, 65536), Some(65536));
+        // Half as much again would be 98304, and no multiple.
+        assert_eq!(whole_granules(81920, 65536), Some(131_072));
+        assert_eq!(whole_granules(4096, 65536), Some(65536));
+        assert_eq!(whole_granules(65536, 0), None);
+        assert_eq!(whole_granules(0, 65536), None);
+        assert_eq!(whole_granules(u32::MAX, 65536), None);
+    }
 }

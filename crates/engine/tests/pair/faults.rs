@@ -29,7 +29,7 @@ fn options(pair: &mut Pair, node: usize, options: DiskOptions) {
     pair.command(node, Command::DiskOptions { volume: VOLUME, options: Box::new(options) }).unwrap();
 }
 
-fn meta_packet(pair: &mut Pair, node: usize, packet: Packet) {
+pub(crate) fn meta_packet(pair: &mut Pair, node: usize, packet: Packet) {
     let socket = pair.socket(node, false).unwrap();
     let event = Event::Packet {
         socket,

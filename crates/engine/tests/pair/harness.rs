@@ -35,6 +35,8 @@ pub(crate) struct Node {
     pub(crate) handlers_at_work: Vec<HandlerId>,
     /// Data operations fail.
     pub(crate) failing: bool,
+    /// Sectors of which reads and writes fail.
+    pub(crate) bad_data: std::ops::Range<u64>,
     /// Writes of metadata fail.
     pub(crate) failing_metadata: bool,
     /// Writes of metadata that touch these sectors fail.
@@ -104,6 +106,7 @@ impl Node {
             slow_handlers: false,
             handlers_at_work: Vec::new(),
             failing: false,
+            bad_data: 0..0,
             failing_metadata: false,
             bad_metadata: 0..0,
             metadata_writes: Vec::new(),
@@ -599,7 +602,14 @@ impl Pair {
             self.nodes[node].kept.push(action);
             return;
         }
-        let outcome = if self.nodes[node].failing { Err(IoError { errno: 5 }) } else { Ok(()) };
+        let bad = &self.nodes[node].bad_data;
+        let hit = match &action {
+            Action::Read { range, .. } | Action::Write { range, .. } => {
+                range.start.0 < bad.end && range.end().0 > bad.start
+            }
+            _ => false,
+        };
+        let outcome = if self.nodes[node].failing || hit { Err(IoError { errno: 5 }) } else { Ok(()) };
         match action {
             Action::BeginUndo { token, .. } | Action::KeepOld { token, .. } => {
                 let result = self.nodes[node].ask_side_file(&action);

@@ -13,6 +13,7 @@ mod hostile;
 mod inheritance;
 mod operators;
 mod pacing;
+mod quirks;
 mod resize;
 mod resyncs;
 mod side_file;
