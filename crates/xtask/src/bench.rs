@@ -4,6 +4,7 @@
 //! same jobs against each in turn, in alternating rounds; the medians are printed as ratios. What must not
 //! be compared: numbers of different runs, machines or folders. Both nodes of a pair share this machine.
 
+mod background;
 mod contenders;
 mod guest;
 
@@ -27,6 +28,9 @@ pub(crate) struct Options {
     /// Block devices beside the kernel's own DRBD, in a guest that counts instructions.
     #[arg(long)]
     vm: bool,
+    /// Resync: large devices, and whether its limits hold. About six minutes.
+    #[arg(long)]
+    background: bool,
     /// Folder for the disk files; it must take direct I/O. Memory (/dev/shm) if not given.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
@@ -73,6 +77,10 @@ const INSIDE: &str = "UDRBD_BENCH_INSIDE";
 ///
 /// A skip without the tools; a contender that does not start or fio that fails.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.background {
+        let folder = options.folder.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"));
+        return background::run(&folder, &options.job, options.judge);
+    }
     if options.vm {
         workspace::build_release()?;
         let (rounds, seconds) = if options.quick { (1, 1) } else { (3, 2) };

@@ -413,8 +413,7 @@ impl Engine {
         } else if !acknowledge {
             return;
         } else if flags.contains(DataFlags::MAY_SET_IN_SYNC) && syncing {
-            let blocks = self.set_in_sync(index, range);
-            self.volumes[index].resync.spare(blocks);
+            self.set_in_sync(index, range);
             Ack::WrittenInSync
         } else {
             Ack::Written

@@ -128,8 +128,7 @@ impl Engine {
                     self.write_sets_out_of_sync(index, range);
                 }
             } else if set_in_sync {
-                let blocks = self.set_in_sync(index, range);
-                self.volumes[index].resync.spare(blocks);
+                self.set_in_sync(index, range);
             }
         }
         self.release_extents(key);

@@ -56,9 +56,8 @@ pub(crate) struct Resync {
     paused: Duration,
     marks: [(Time, u64); MARKS],
     last_mark: usize,
-    /// Blocks that writes of applications have brought in sync in this run, now and at the time of each mark.
-    by_applications: u64,
-    marked_by_applications: [u64; MARKS],
+    /// What it may ask for while applications are busy.
+    budget: throttle::Budget,
 
     /// Target: the block to look at next, requests not answered, and when the next step is due.
     pub(super) next_block: u64,
@@ -119,8 +118,7 @@ impl Resync {
         self.paused_at = None;
         self.marks = [(now, total); MARKS];
         self.last_mark = 0;
-        self.by_applications = 0;
-        self.marked_by_applications = [0; MARKS];
+        self.budget = throttle::Budget::default();
         self.next_block = 0;
         // What was asked for before this node was Behind is still answered.
         self.leftover = !self.asked.is_empty();
@@ -210,7 +208,6 @@ impl Resync {
         if now.since(time) >= MARK_DISTANCE && mark_left != left && self.paused_at.is_none() {
             self.last_mark = (self.last_mark + 1) % MARKS;
             self.marks[self.last_mark] = (now, left.saturating_sub(self.failed));
-            self.marked_by_applications[self.last_mark] = self.by_applications;
         }
     }
 
@@ -223,22 +220,6 @@ impl Resync {
     pub(crate) fn reads_due(&self) -> Option<Time> {
         let tries = self.waiting_reads.iter().filter_map(|read| read.not_before);
         tries.chain(self.held_until).min()
-    }
-
-    /// A write of an application has brought blocks in sync: that is not the resync's speed.
-    pub(crate) const fn spare(&mut self, blocks: u64) {
-        self.by_applications += blocks;
-    }
-
-    /// The speed since the last mark but one, that is of the last three to six seconds, KiB/s. DRBD counts whole seconds, and takes
-    /// 3.9 of them for 3; and it takes blocks that applications have written for the resync's, which then stands still.
-    fn recent_kib(&self, now: Time, set_bits: u64) -> u64 {
-        let mark = (self.last_mark + MARKS - 1) % MARKS;
-        let (time, mark_left) = self.marks[mark];
-        let spared = self.by_applications - self.marked_by_applications[mark];
-        let done = mark_left.saturating_sub(self.left(set_bits) + spared);
-        let milliseconds = (now.since(time).as_millis() as u64).max(1000);
-        done * 4 * 1000 / milliseconds
     }
 
     /// Blocks that are left to do.

@@ -56,6 +56,7 @@ impl Engine {
                 match self.lock_extents(index, range) {
                     Locking::Done(locks) => {
                         self.peer_requests[read.key].locks = locks;
+                        self.volumes[index].resync.budget.spend(u64::from(range.bytes));
                         self.read_for_peer(read.key);
                         progress = true;
                         continue;

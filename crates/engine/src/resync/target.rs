@@ -134,6 +134,7 @@ impl Engine {
         let start = udrbd_units::Sector::of_block(block);
         let sectors = (blocks * 8).min(capacity.0 - start.0);
         let range = SectorRange::new(start, (sectors * 512) as u32);
+        volume.resync.budget.spend(u64::from(range.bytes));
         volume.resync.asked.insert(start, (range, Locks([Some(lock), None])));
         if volume.resync.by_checksum {
             let key = self.peer_requests.insert(PeerRequest {

@@ -2,6 +2,8 @@
 //!
 //! A resync or verify that is faster than `c-min-rate` slows down while applications use the disk. DRBD learns from the
 //! kernel's statistics of the backing device that somebody does; here what was moved for clients of either node is counted.
+//! And DRBD looks at the speed of the last seconds: after a quick part it stands still until that is paid for, afterwards it
+//! goes by fits and starts. Here a budget counts what is asked for while applications are busy.
 
 use udrbd_units::ResyncExtent;
 
@@ -12,6 +14,10 @@ use crate::volume::Volume;
 
 /// Sectors moved for applications since they were last found to be busy, from which on they are again.
 const BUSY_SECTORS: u64 = 64;
+/// How long after the last sign of them applications count as busy.
+const BUSY_TIME: Duration = Duration::from_millis(300);
+/// What a budget saves at the most: the time it stands for.
+const SAVED_TIME: Duration = Duration::from_millis(300);
 /// How long a request of the peer gives way.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,6 +42,51 @@ impl Activity {
             self.noticed = self.sectors;
         }
         busy
+    }
+}
+
+/// What the background work may ask for while applications are busy.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Budget {
+    /// Until when they count as busy, if they do.
+    busy_until: Option<Time>,
+    /// When it was last added to.
+    counted: Time,
+    /// Bytes that may be asked for; below zero, what has to be waited for.
+    bytes: i64,
+}
+
+impl Budget {
+    /// Whether nothing may be asked for now. `busy`: applications have been seen at work.
+    fn is_spent(&mut self, now: Time, busy: bool, least_kib: u64) -> bool {
+        let went_on = self.busy_until.is_some_and(|until| now <= until);
+        if !went_on {
+            // What was asked for while nobody was in the way is nobody's debt.
+            *self = Self { busy_until: None, counted: now, bytes: 0 };
+        }
+        if busy {
+            self.busy_until = Some(now.after(BUSY_TIME));
+        }
+        let worth = |time: Duration| (least_kib * 1024 * time.as_millis() as u64 / 1000) as i64;
+        let earned = worth(now.since(self.counted));
+        if earned > 0 {
+            self.counted = now;
+            self.bytes = (self.bytes + earned).min(worth(SAVED_TIME).max(1));
+        }
+        self.busy_until.is_some() && self.bytes <= 0
+    }
+
+    /// How long it takes until something may be asked for again.
+    fn paid_after(&self, least_kib: u64) -> Duration {
+        let owed = self.bytes.min(0).unsigned_abs() + 1;
+        Duration::from_millis((owed * 1000).div_ceil((least_kib * 1024).max(1)))
+    }
+
+    /// So much was asked for.
+    pub(super) const fn spend(&mut self, bytes: u64) {
+        if self.busy_until.is_some() {
+            self.bytes -= bytes as i64;
+        }
     }
 }
 
@@ -68,14 +119,14 @@ impl WaitingRead {
 impl Volume {
     /// Whether the background work has to give way now: applications are busy, and it is faster than it has to be.
     pub(super) fn background_gives_way(&mut self, now: Time) -> bool {
-        let set_bits = self.set_bits();
         let Some(disk) = &self.disk else { return false };
         let least_kib = u64::from(disk.options.c_min_rate_kib);
         if least_kib == 0 {
             return false;
         }
         let somebody_waits = !disk.submit.is_empty() || !disk.in_transaction.is_empty();
-        self.activity.take_busy(somebody_waits) && self.resync.recent_kib(now, set_bits) > least_kib
+        let busy = self.activity.take_busy(somebody_waits);
+        self.resync.budget.is_spent(now, busy, least_kib)
     }
 }
 
@@ -104,10 +155,69 @@ impl Engine {
             && !awaited
         {
             read.turn = Turn::Held;
-            volume.resync.held_until = Some(now.after(PAUSE));
+            let least_kib = volume.disk.as_ref().map_or(0, |disk| u64::from(disk.options.c_min_rate_kib));
+            let pause = volume.resync.budget.paid_after(least_kib).min(PAUSE);
+            volume.resync.held_until = Some(now.after(pause));
             return false;
         }
         read.turn = Turn::Come;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn at(milliseconds: u64) -> Time {
+        Time(milliseconds * 1_000_000)
+    }
+
+    /// What is asked for in ten seconds, each time it may be, `bytes` at once.
+    fn asked_for(budget: &mut Budget, from: u64, bytes: u64, every: u64) -> u64 {
+        let mut asked = 0;
+        for step in (from..from + 10_000).step_by(every as usize) {
+            if !budget.is_spent(at(step), true, 10_240) {
+                budget.spend(bytes);
+                asked += bytes;
+            }
+        }
+        asked
+    }
+
+    #[test]
+    fn a_budget_keeps_its_rate_whatever_the_steps_and_requests_are() {
+        for (bytes, every) in [(4096, 1), (131_072, 7), (MIB, 100), (4 * MIB, 100)] {
+            let asked = asked_for(&mut Budget::default(), 0, bytes, every);
+            let right = 96 * MIB..=(100 * MIB + bytes);
+            // At the end the last request may not be paid for.
+            assert!(right.contains(&asked) || bytes == 4096, "{bytes} every {every} ms: {asked}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_was_hindered_by_is_not_paid_for() {
+        let mut budget = Budget::default();
+        for step in 0..1000 {
+            assert!(!budget.is_spent(at(step), false, 10_240));
+            budget.spend(MIB);
+        }
+        let asked = asked_for(&mut budget, 1000, 131_072, 1);
+        assert!(asked > 95 * MIB, "{asked}");
+    }
+
+    #[test]
+    fn little_is_saved_and_a_debt_is_paid_in_time() {
+        let mut budget = Budget::default();
+        assert!(budget.is_spent(at(0), true, 10_240));
+        // Busy all the time, and nothing asked for.
+        for step in 0..100 {
+            budget.is_spent(at(step * 100), true, 10_240);
+        }
+        assert_eq!(budget.bytes, 3 * MIB as i64);
+        budget.spend(4 * MIB);
+        assert_eq!(budget.paid_after(10_240), Duration::from_millis(101));
     }
 }

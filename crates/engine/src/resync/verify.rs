@@ -155,6 +155,7 @@ impl Engine {
         } else {
             Some(lock)
         };
+        volume.resync.budget.spend(u64::from(range.bytes));
         volume.resync.asked.insert(start, (range, Locks([lock, None])));
         volume.counters.peer_pending += 1;
         volume.resync.pending += 1;
