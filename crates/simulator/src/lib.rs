@@ -28,6 +28,7 @@ mod plan;
 mod random;
 mod trace;
 mod traps;
+mod verifies;
 mod world;
 
 pub use check::Violation;

@@ -294,6 +294,7 @@ impl World {
         message.packet.encode(&mut bytes, message.dialect, message.volume, digest, payload_bytes);
         self.coverage.packet(message.packet.command(message.dialect).log_name());
         self.packet_passes(node, &message.packet);
+        self.verify_passes(node, &message.packet);
         let delay = self.network_delay();
         let at = self.network.send(connection, end, self.now, delay, bytes, tail);
         self.at(at, Due::Arrival { connection, direction: end });

@@ -174,6 +174,8 @@ pub(crate) struct Node {
     pub(crate) status: Option<ResourceStatus>,
     pub(crate) administrator: Administrator,
     pub(crate) slow_until: u64,
+    /// The verify it runs.
+    pub(crate) verifying: crate::verifies::Verifying,
     /// The disk fails, or has failed.
     pub(crate) failing: Option<Failing>,
     /// How often the mirroring to the peer was interrupted, and whether it is now.
@@ -203,6 +205,7 @@ impl Node {
             status: None,
             administrator: Administrator::default(),
             slow_until: 0,
+            verifying: crate::verifies::Verifying::default(),
             failing: None,
             interruptions: 0,
             mirroring: false,
