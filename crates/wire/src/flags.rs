@@ -73,6 +73,15 @@ macro_rules! flags {
 }
 
 flags! {
+    /// What udrbd nodes can do with each other beyond DRBD's features. Each announces it at the very end of
+    /// P_CONNECTION_FEATURES, which is reserved there: a DRBD sends zeroes or nothing of this form, and does not look at it.
+    Extensions(u32) {
+        /// In a verify a result counts for all the blocks of its range, so ranges may be asked for.
+        VERIFY_RANGES = 1 "VERIFY_RANGES",
+    }
+}
+
+flags! {
     /// What both nodes can do beyond the version number (wire spec 6.1).
     Features(u32) {
         /// P_TRIM may be sent.

@@ -4,7 +4,7 @@ use crate::command::Command;
 use crate::cursor::{Put, Reader};
 use crate::dialect::{Dialect, PROTOCOL_MAX, PROTOCOL_MIN};
 use crate::error::WireError;
-use crate::flags::{ConnectionFlags, Features};
+use crate::flags::{ConnectionFlags, Extensions, Features};
 use crate::name::{AlgorithmName, NAME_FIELD_BYTES};
 
 /// P_CONNECTION_FEATURES: which versions and features a node knows.
@@ -16,12 +16,21 @@ pub struct ConnectionFeatures {
     pub protocol_max: u32,
     /// The features.
     pub features: Features,
+    /// What a udrbd node can do beyond them.
+    pub extensions: Extensions,
 }
 
+/// What tells the extensions of a udrbd node from whatever else may be in a reserved field.
+const EXTENSIONS_MAGIC: u64 = 0x7564_7262;
+
 impl ConnectionFeatures {
-    /// What DRBD 8.4.11 announces.
-    pub const OWN: Self =
-        Self { protocol_min: PROTOCOL_MIN, protocol_max: PROTOCOL_MAX, features: Features::ALL };
+    /// What DRBD 8.4.11 announces, and the extensions.
+    pub const OWN: Self = Self {
+        protocol_min: PROTOCOL_MIN,
+        protocol_max: PROTOCOL_MAX,
+        features: Features::ALL,
+        extensions: Extensions::VERIFY_RANGES,
+    };
 
     /// What a node that announced `self` speaks with a peer that announced `peer`.
     ///
@@ -46,16 +55,25 @@ impl ConnectionFeatures {
 
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         let (protocol_min, features, protocol_max) = (reader.u32()?, reader.u32()?, reader.u32()?);
-        // Padding and reserved fields are ignored.
-        reader.array::<60>()?;
-        Ok(Self { protocol_min, protocol_max, features: Features(features) })
+        // Padding and the other reserved fields are ignored.
+        reader.array::<52>()?;
+        let last = reader.u64()?;
+        let extensions = if last >> 32 == EXTENSIONS_MAGIC { last as u32 } else { 0 };
+        Ok(Self {
+            protocol_min,
+            protocol_max,
+            features: Features(features),
+            extensions: Extensions(extensions),
+        })
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.protocol_min);
         out.put_u32(self.features.0);
         out.put_u32(self.protocol_max);
-        out.extend_from_slice(&[0; 60]);
+        out.extend_from_slice(&[0; 52]);
+        let announced = self.extensions != Extensions::NONE;
+        out.put_u64(if announced { EXTENSIONS_MAGIC << 32 | u64::from(self.extensions.0) } else { 0 });
     }
 }
 
@@ -307,7 +325,26 @@ mod tests {
     use super::*;
 
     fn announce(protocol_min: u32, protocol_max: u32, features: u32) -> ConnectionFeatures {
-        ConnectionFeatures { protocol_min, protocol_max, features: Features(features) }
+        let extensions = Extensions::NONE;
+        ConnectionFeatures { protocol_min, protocol_max, features: Features(features), extensions }
+    }
+
+    #[test]
+    fn extensions_are_told_apart_from_what_else_is_in_a_reserved_field() {
+        let decoded =
+            |bytes: &[u8]| ConnectionFeatures::decode(&mut Reader::new(Command::ConnectionFeatures, bytes));
+        let mut bytes = Vec::new();
+        ConnectionFeatures::OWN.encode(&mut bytes);
+        assert_eq!(bytes.len(), 72);
+        assert_eq!(decoded(&bytes).unwrap(), ConnectionFeatures::OWN);
+        // The names of nodes of a later DRBD, or a flag without the mark.
+        bytes[16..24].fill(1);
+        assert_eq!(decoded(&bytes).unwrap(), ConnectionFeatures::OWN);
+        bytes[64..68].fill(0);
+        assert_eq!(decoded(&bytes).unwrap().extensions, Extensions::NONE);
+        let mut bytes = Vec::new();
+        announce(86, 101, 0xf).encode(&mut bytes);
+        assert_eq!(bytes[12..], [0; 60]);
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub use command::{Command, Scope, Socket, log_name};
 pub use dialect::{Dialect, PROTOCOL_MAX, PROTOCOL_MIN};
 pub use digest::{DIGEST_BYTES_MAX, DigestAlgorithm, DigestValue, Digester, UnknownAlgorithm};
 pub use error::WireError;
-pub use flags::{ConnectionFlags, DataFlags, Features, SizesFlags, UuidFlags};
+pub use flags::{ConnectionFlags, DataFlags, Extensions, Features, SizesFlags, UuidFlags};
 pub use handshake::{
     AfterSplitBrain, ConnectionFeatures, ControllerParameters, ProtocolParameters, ReplicationProtocol,
     SyncParameters,

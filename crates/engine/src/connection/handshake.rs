@@ -55,6 +55,8 @@ impl Engine {
             Ok(dialect) => {
                 self.connection.dialect = dialect;
                 self.connection.agreed_version = dialect.version;
+                self.connection.extensions =
+                    wire::ConnectionFeatures::OWN.extensions.intersection(features.extensions);
                 self.log_agreement(dialect);
                 if self.connection.authentication.is_some() {
                     self.send_challenge();

@@ -75,6 +75,8 @@ pub(crate) struct Connection {
     pub(crate) resolve_conflicts: bool,
     pub(crate) dialect: wire::Dialect,
     pub(crate) agreed_version: u32,
+    /// What both udrbd nodes can do beyond DRBD; nothing with another peer.
+    pub(crate) extensions: wire::Extensions,
     pub(crate) authentication: Option<wire::Authentication>,
     pub(crate) challenge: Option<wire::AuthChallenge>,
     pub(crate) peer_integrity: Option<wire::DigestAlgorithm>,
@@ -145,6 +147,7 @@ impl Connection {
             resolve_conflicts: false,
             dialect: wire::Dialect::UNNEGOTIATED,
             agreed_version: 0,
+            extensions: wire::Extensions::NONE,
             authentication: None,
             challenge: None,
             peer_integrity: None,

@@ -18,12 +18,12 @@ pub(crate) struct Controller {
 /// What bounds the blocks on their way, beside the rate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
-    /// `max-buffers`: half of it may be asked for and not arrived, and all of it not arrived or not written.
+    /// `max-buffers`: half of it may be asked for and not arrived, and all of it not arrived or not finished.
     pub(super) max_buffers: u32,
     /// Sectors that have arrived since the last step.
     pub(super) arrived: u64,
-    /// Sectors that are being written.
-    pub(super) writing: u64,
+    /// Sectors that are being written, or read for a comparison.
+    pub(super) unfinished: u64,
 }
 
 impl Controller {
@@ -51,7 +51,7 @@ impl Controller {
         if in_flight > most / 2 {
             return 0;
         }
-        let unwritten = i64::from(room.max_buffers) - in_flight - room.writing as i64 / 8;
+        let unwritten = i64::from(room.max_buffers) - in_flight - room.unfinished as i64 / 8;
         self.granted.min(most - in_flight).min(unwritten)
     }
 
@@ -71,7 +71,7 @@ impl Controller {
         };
         self.granted = wanted;
         let in_flight = self.in_flight / 8;
-        let unwritten = i64::from(room.max_buffers) - in_flight - room.writing as i64 / 8;
+        let unwritten = i64::from(room.max_buffers) - in_flight - room.unfinished as i64 / 8;
         wanted.min(i64::from(room.max_buffers / 2) - in_flight).min(unwritten)
     }
 
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     fn room(arrived: u64) -> Room {
-        Room { max_buffers: 2048, arrived, writing: 0 }
+        Room { max_buffers: 2048, arrived, unfinished: 0 }
     }
 
     #[test]
@@ -147,14 +147,14 @@ mod tests {
         assert_eq!(controller.refill(room(512 * 8)), 512);
         assert_eq!(controller.refill(room(1024 * 8)), 1024);
         // What has arrived and is not written takes room as well.
-        let writing = 1500 * 8;
-        assert_eq!(controller.refill(Room { writing, ..room(1024 * 8) }), 548);
+        let unfinished = 1500 * 8;
+        assert_eq!(controller.refill(Room { unfinished, ..room(1024 * 8) }), 548);
         controller.asked(1024);
         controller.asked(1024);
         assert_eq!(controller.refill(room(3072 * 8)), 928, "the rate is never exceeded");
         controller.asked(928);
         assert_eq!(controller.refill(room(4000 * 8)), 0);
-        assert_eq!(controller.step(&options, Room { writing: 2000 * 8, ..room(4000 * 8) }), 48);
+        assert_eq!(controller.step(&options, Room { unfinished: 2000 * 8, ..room(4000 * 8) }), 48);
         controller.end_step();
         assert_eq!(controller.refill(room(0)), 0);
     }

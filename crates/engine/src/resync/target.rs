@@ -20,8 +20,8 @@ const EXTENT_BLOCKS: u64 = udrbd_units::RESYNC_EXTENT_BLOCKS;
 /// Bytes of the largest request.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
 
-/// What came of trying to ask for blocks.
-enum Asked {
+/// What came of trying to ask for blocks, of a resync or a verify.
+pub(super) enum Asked {
     Blocks(u64),
     Busy,
     Nothing,
@@ -64,21 +64,23 @@ impl Engine {
         self.resync_may_be_done(index);
     }
 
-    fn resync_room(&self, index: usize) -> Room {
+    pub(super) fn resync_room(&self, index: usize) -> Room {
         let volume = &self.volumes[index];
+        let reading = volume.resync.verify.as_ref().map_or(0, |verify| verify.reading);
         Room {
             max_buffers: self.connection.options.as_ref().map_or(2048, |options| options.max_buffers),
             arrived: volume.resync.sectors_arrived,
-            writing: volume.sync_write_sectors,
+            unfinished: volume.sync_write_sectors + reading,
         }
     }
 
-    /// Something has arrived, or been written: asks for what the present step may still ask for.
-    fn ask_for_more(&mut self, index: usize) {
+    /// Something has arrived, or been written or compared: asks for what the present step may still ask for.
+    pub(super) fn ask_for_more(&mut self, index: usize) {
         let volume = &self.volumes[index];
-        let asking = volume.state.connection == ConnectionState::SyncTarget
-            && volume.resync.timer.is_some()
-            && volume.resync.after_superblock.is_none();
+        let asking =
+            matches!(volume.state.connection, ConnectionState::SyncTarget | ConnectionState::VerifyS)
+                && volume.resync.timer.is_some()
+                && volume.resync.after_superblock.is_none();
         if asking {
             let number = volume.resync.controller.refill(self.resync_room(index));
             self.ask_for(index, number);
@@ -86,10 +88,14 @@ impl Engine {
     }
 
     /// Asks for `number` blocks, as far as there are so many.
-    fn ask_for(&mut self, index: usize, number: i64) {
+    pub(super) fn ask_for(&mut self, index: usize, number: i64) {
+        let verifying = self.volumes[index].resync.verify.is_some();
         let mut asked = 0;
         while (asked as i64) < number {
-            match self.ask_for_blocks(index, number as u64 - asked) {
+            let limit = number as u64 - asked;
+            let came =
+                if verifying { self.ask_to_verify(index, limit) } else { self.ask_for_blocks(index, limit) };
+            match came {
                 Asked::Blocks(blocks) => asked += blocks,
                 Asked::Busy => {
                     self.volumes[index].resync.controller.end_step();

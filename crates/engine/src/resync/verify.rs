@@ -1,7 +1,12 @@
 //! Online verify (io spec 16): the node that asks (VerifyS) compares its blocks with digests of the one that answers
 //! (VerifyT). Both keep writes out of a block from the reading on until it has been judged.
+//!
+//! As a resync, a verify is not bound to steps: what a step may ask for beyond what may be on the way at a time follows when
+//! that has come. Where the peer counts the blocks of a result, more than one is asked for at a time
+//! ([`wire::Extensions::VERIFY_RANGES`]); what differs then is asked for again in smaller parts, down to single blocks, so that
+//! exactly these are marked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use udrbd_units::{BlockNumber, ConnectionState, DiskState, Sector, SectorRange};
 use udrbd_wire as wire;
@@ -16,22 +21,56 @@ use crate::slab::Key;
 use crate::state::{Enforcement, StateChangeResult as Code, StateRequest};
 
 use super::STEP;
-use super::control::Room;
 use super::source::Locks;
+use super::target::Asked;
 
 const BLOCK_SECTORS: u64 = 8;
+/// Blocks of the largest request: what is gained by larger ones is little, and their digests take long.
+const BLOCKS_MAX: u64 = 64;
+/// Parts in which a range is asked for again that differs somewhere.
+const PARTS: u64 = 16;
+/// Judged ranges that wait for one before them. No node that answers needs so many; it bounds what a peer can make us keep.
+const AHEAD_MAX: usize = 1 << 16;
 
 /// A verify under way, of either side.
 #[derive(Debug, Default)]
 pub(crate) struct Verify {
     /// Blocks that have not been judged yet.
     pub(super) left: u64,
-    /// The run of different blocks that has not been reported yet.
-    different: Option<SectorRange>,
+    /// The first sector.
+    start: Sector,
+    /// All before this one has been judged.
+    reached: Sector,
+    /// What has been judged behind it: where it ends, and whether it is different.
+    ahead: BTreeMap<Sector, (Sector, bool)>,
+    /// The run of different blocks that has not been reported yet: its first sector, and the one behind it.
+    different: Option<(Sector, Sector)>,
     /// VerifyS: the sector to stop at.
     stop: Option<Sector>,
+    /// VerifyS: parts of what differs somewhere, to be asked for. They are locked already.
+    again: VecDeque<(SectorRange, Locks)>,
+    /// VerifyS: sectors the peer has answered for that have not been compared yet.
+    pub(super) reading: u64,
     /// VerifyT: what keeps writes out of blocks that have been answered and not been judged.
     answered: BTreeMap<Sector, Locks>,
+}
+
+impl Verify {
+    /// The next range in the order of sectors that has been judged; `all`: also behind one that has not been.
+    fn next_judged(&mut self, all: bool) -> Option<(Sector, Sector, bool)> {
+        let entry = self.ahead.first_entry()?;
+        if *entry.key() > self.reached && !all && self.ahead.len() <= AHEAD_MAX {
+            return None;
+        }
+        let (start, (end, different)) = self.ahead.pop_first()?;
+        self.reached = self.reached.max(end);
+        Some((start, end, different))
+    }
+
+    /// VerifyS: whether everything has been judged up to where it is to stop.
+    fn is_done(&self) -> bool {
+        self.left == 0 || self.stop.is_some_and(|stop| self.reached >= stop)
+    }
 }
 
 /// Where the next verify begins, and where it is to stop.
@@ -90,7 +129,7 @@ impl Engine {
             if self.connection.dialect.version < 90 { 0 } else { start.min(blocks.saturating_sub(1)) };
         let version = self.connection.dialect.version;
         let stop = stop.filter(|_| version >= 97 && version != 100);
-        self.begin_verify(index, blocks - start);
+        self.begin_verify(index, Sector(start * BLOCK_SECTORS), blocks - start);
         self.volumes[index].was_verifying = true;
         let resync = &mut self.volumes[index].resync;
         resync.next_block = start;
@@ -105,63 +144,77 @@ impl Engine {
 
     /// A step of the node that asks is due.
     pub(crate) fn run_verify_step(&mut self, index: usize) {
-        let now = self.now;
-        let max_buffers = self.connection.options.as_ref().map_or(2048, |options| options.max_buffers);
+        let room = self.resync_room(index);
         let volume = &mut self.volumes[index];
-        volume.resync.timer = Some(now.after(STEP));
-        let arrived = std::mem::take(&mut volume.resync.sectors_arrived);
+        volume.resync.timer = Some(self.now.after(STEP));
+        volume.resync.sectors_arrived = 0;
         let Some(disk) = &volume.disk else { return };
-        let room = Room { max_buffers, arrived, writing: 0 };
         let number = volume.resync.controller.step(&disk.options, room);
-        let mut asked = 0;
-        while (asked as i64) < number {
-            match self.ask_to_verify(index, asked == 0) {
-                Asked::Block => asked += 1,
-                Asked::Busy => break,
-                Asked::Nothing => {
-                    self.volumes[index].resync.timer = None;
-                    break;
-                }
-            }
-        }
-        self.volumes[index].resync.controller.asked(asked);
+        self.ask_for(index, number);
     }
 
-    /// Asks for the digest of the next block; of one block at least, whatever the end.
-    fn ask_to_verify(&mut self, index: usize, first: bool) -> Asked {
+    /// Asks for the digest of the next blocks, `limit` at the most; of one block at least, whatever the end.
+    pub(super) fn ask_to_verify(&mut self, index: usize, limit: u64) -> Asked {
+        let verify = self.volumes[index].resync.verify.as_mut();
+        if let Some((range, locks)) = verify.and_then(|verify| verify.again.pop_front()) {
+            self.ask_for_digest(index, range, locks);
+            return Asked::Blocks(range.sectors().div_ceil(BLOCK_SECTORS));
+        }
         let now = self.now;
         let unlocked = self.bug(crate::bugs::Bug::VerifyWithoutLock);
+        let bytes_max = self.verify_bytes_max(index);
         let volume = &mut self.volumes[index];
         let capacity = volume.size;
-        let start = Sector(volume.resync.next_block * BLOCK_SECTORS);
-        let stop = volume.resync.verify.as_ref().and_then(|verify| verify.stop);
-        if start >= capacity || (!first && stop.is_some_and(|stop| start >= stop)) {
+        let first = volume.resync.next_block;
+        let start = Sector(first * BLOCK_SECTORS);
+        let Some(verify) = &volume.resync.verify else { return Asked::Nothing };
+        let is_first = start == verify.start;
+        let stop = verify.stop;
+        if start >= capacity || (!is_first && stop.is_some_and(|stop| start >= stop)) {
             return Asked::Nothing;
         }
-        let extent = BlockNumber(volume.resync.next_block).resync_extent();
         let gives_way = volume.background_gives_way(now);
         let Some(disk) = &mut volume.disk else { return Asked::Nothing };
+        let extent = BlockNumber(first).resync_extent();
         let Ok(lock) = disk.extents.try_begin(extent, &disk.log, gives_way) else {
             // An extent may have been opened to writes.
             self.attention = true;
             return Asked::Busy;
         };
-        let sectors = BLOCK_SECTORS.min(capacity.0 - start.0);
+        let end = stop.map_or(capacity, |stop| stop.min(capacity)).0.div_ceil(BLOCK_SECTORS);
+        let blocks = run_length(first, limit.min(end.saturating_sub(first)), bytes_max);
+        let sectors = (blocks * BLOCK_SECTORS).min(capacity.0 - start.0);
         let range = SectorRange::new(start, (sectors * 512) as u32);
-        volume.resync.next_block += 1;
+        volume.resync.next_block += blocks;
         let lock = if unlocked {
             disk.extents.end(lock);
             None
         } else {
             Some(lock)
         };
+        self.ask_for_digest(index, range, Locks([lock, None]));
+        Asked::Blocks(blocks)
+    }
+
+    fn ask_for_digest(&mut self, index: usize, range: SectorRange, locks: Locks) {
+        let volume = &mut self.volumes[index];
         volume.resync.budget.spend(u64::from(range.bytes));
-        volume.resync.asked.insert(start, (range, Locks([lock, None])));
+        volume.resync.asked.insert(range.start, (range, locks));
         volume.counters.peer_pending += 1;
         volume.resync.pending += 1;
         let request = wire::BlockRequest::new(range.start, wire::BlockId::SYNCER, range.bytes);
         self.send_on_data(index, wire::Packet::VerifyRequest(request));
-        Asked::Block
+    }
+
+    /// The most one request may ask for. To the kernel's DRBD every result counts as one block: it takes larger requests, but
+    /// would give the wrong place for the start of the next verify.
+    fn verify_bytes_max(&self, index: usize) -> u32 {
+        let own = self.volumes[index].disk.as_ref().map_or(0, |disk| disk.properties.max_request_bytes);
+        if self.connection.extensions.contains(wire::Extensions::VERIFY_RANGES) {
+            own.min(self.connection.dialect.request_bytes_max())
+        } else {
+            4096
+        }
     }
 
     /// P_OV_REPLY: the peer's digest. The own block is read and compared with it.
@@ -187,7 +240,8 @@ impl Engine {
             return Verdict::Reconnect;
         };
         self.resync_answered(index);
-        self.volumes[index].resync.sectors_arrived += range.sectors();
+        let resync = &mut self.volumes[index].resync;
+        resync.sectors_arrived += range.sectors();
         if self.volumes[index].state.disk != DiskState::UpToDate {
             self.unlock(index, locks);
             self.send_verify_result(index, range, false);
@@ -206,7 +260,11 @@ impl Engine {
             locks,
         });
         self.volumes[index].counters.unacknowledged += 1;
+        if let Some(verify) = &mut self.volumes[index].resync.verify {
+            verify.reading += range.sectors();
+        }
         self.read_for_peer(key);
+        self.ask_for_more(index);
         Verdict::Good
     }
 
@@ -222,25 +280,54 @@ impl Engine {
         }
     }
 
-    /// The node that asked has compared a block, and says so.
+    /// The node that asked has compared a range, and says so; or asks again for parts of one that differs.
     fn judge_block(&mut self, key: Key, different: bool) {
         let request = &mut self.peer_requests[key];
         let (index, range, locks) = (request.volume, request.range, std::mem::take(&mut request.locks));
         self.forget_peer_request(key);
         let unacknowledged = &mut self.volumes[index].counters.unacknowledged;
         *unacknowledged = unacknowledged.saturating_sub(1);
-        if self.volumes[index].resync.verify.is_none() {
+        let Some(verify) = &mut self.volumes[index].resync.verify else {
             // The verify was given up meanwhile.
             return;
+        };
+        verify.reading = verify.reading.saturating_sub(range.sectors());
+        if different && range.sectors() > BLOCK_SECTORS {
+            self.look_closer(index, range);
+            self.unlock(index, locks);
+        } else {
+            self.send_verify_result(index, range, different);
+            // The peer hears of it before it hears of any write that had to wait.
+            self.unlock(index, locks);
+            self.note_judged(index, range, different);
+            if self.volumes[index].resync.verify.as_ref().is_some_and(Verify::is_done) {
+                self.finish_verify(index);
+                return;
+            }
         }
-        self.send_verify_result(index, range, different);
-        // The peer hears of it before it hears of any write that had to wait.
-        self.unlock(index, locks);
-        self.note_judged(index, range, different);
-        let Some(verify) = &self.volumes[index].resync.verify else { return };
-        if verify.left == 0 || verify.stop.is_some_and(|stop| range.end() >= stop) {
-            self.finish_verify(index);
+        self.ask_for_more(index);
+    }
+
+    /// A range differs somewhere: its parts are asked for. The peer drops what it holds for the whole with its first part.
+    fn look_closer(&mut self, index: usize, range: SectorRange) {
+        let unlocked = self.bug(crate::bugs::Bug::VerifyWithoutLock);
+        let volume = &mut self.volumes[index];
+        let Some(disk) = &mut volume.disk else { return };
+        let Some(verify) = &mut volume.resync.verify else { return };
+        let part = range.sectors().div_ceil(PARTS).next_multiple_of(BLOCK_SECTORS);
+        for start in (range.start.0..range.end().0).step_by(part as usize) {
+            let sectors = part.min(range.end().0 - start);
+            let part = SectorRange::new(Sector(start), (sectors * 512) as u32);
+            // The whole is locked still, so this cannot fail.
+            let lock = if unlocked {
+                None
+            } else {
+                disk.extents.try_begin(part.start.resync_extent(), &disk.log, false).ok()
+            };
+            verify.again.push_back((part, Locks([lock, None])));
         }
+        // The search may have come to its end.
+        volume.resync.timer.get_or_insert(self.now.after(STEP));
     }
 
     fn send_verify_result(&mut self, index: usize, range: SectorRange, different: bool) {
@@ -286,17 +373,17 @@ impl Engine {
         if verdict == Verdict::Good && is_target && self.volumes[index].resync.verify.is_none() {
             let blocks = self.volumes[index].size.0.div_ceil(BLOCK_SECTORS);
             let left = blocks.saturating_sub(request.sector.0 / BLOCK_SECTORS);
-            self.begin_verify(index, left);
+            self.begin_verify(index, request.sector, left);
             let text = format!("Online Verify start sector: {}", request.sector);
             self.say(Level::Info, Some(index), text);
         }
         verdict
     }
 
-    fn begin_verify(&mut self, index: usize, left: u64) {
+    fn begin_verify(&mut self, index: usize, start: Sector, left: u64) {
         let resync = &mut self.volumes[index].resync;
         resync.begin(self.now, left);
-        resync.verify = Some(Verify { left, ..Verify::default() });
+        resync.verify = Some(Verify { left, start, reached: start, ..Verify::default() });
     }
 
     /// P_OV_RESULT: what the peer found out about a block.
@@ -313,31 +400,43 @@ impl Engine {
         }
     }
 
-    /// A block is the same on both nodes, or is not.
+    /// A range is the same on both nodes, or is not. Disks answer in any order: what differs is told in that of the sectors.
     fn note_judged(&mut self, index: usize, range: SectorRange, different: bool) {
         if different {
             self.volumes[index].set_out_of_sync(range);
         }
         let now = self.now;
         let Some(verify) = &mut self.volumes[index].resync.verify else { return };
-        verify.left = verify.left.saturating_sub(1);
+        verify.left = verify.left.saturating_sub(range.sectors().div_ceil(BLOCK_SECTORS));
+        verify.ahead.insert(range.start, (range.end(), different));
         let left = verify.left;
-        if different {
-            // A difference that is not next to the last one replaces it unsaid, as in DRBD: all blocks are visited.
-            let before = verify.different.filter(|before| before.end() == range.start);
-            verify.different = Some(before.map_or(range, |before| {
-                SectorRange::new(before.start, before.bytes.saturating_add(range.bytes))
-            }));
-        } else {
+        self.volumes[index].resync.advance(now, left);
+        self.report_judged(index, false);
+    }
+
+    /// Tells of the runs of different blocks that have been judged as a whole.
+    fn report_judged(&mut self, index: usize, all: bool) {
+        while let Some(verify) = &mut self.volumes[index].resync.verify {
+            let Some((start, end, different)) = verify.next_judged(all) else { break };
+            let run = verify.different.filter(|(_, before)| different && *before == start);
+            if let Some((first, _)) = run {
+                verify.different = Some((first, end));
+                continue;
+            }
+            self.say_different(index);
+            if let (true, Some(verify)) = (different, &mut self.volumes[index].resync.verify) {
+                verify.different = Some((start, end));
+            }
+        }
+        if all {
             self.say_different(index);
         }
-        self.volumes[index].resync.advance(now, left);
     }
 
     fn say_different(&mut self, index: usize) {
         let verify = self.volumes[index].resync.verify.as_mut();
-        if let Some(range) = verify.and_then(|verify| verify.different.take()) {
-            let text = format!("Out of sync: start={}, size={} (sectors)", range.start, range.sectors());
+        if let Some((start, end)) = verify.and_then(|verify| verify.different.take()) {
+            let text = format!("Out of sync: start={start}, size={} (sectors)", end.0 - start.0);
             self.say(Level::Error, Some(index), text);
         }
     }
@@ -345,9 +444,9 @@ impl Engine {
     /// The peer's verify is over: it has judged every block, or says that it stops.
     pub(crate) fn finish_verify(&mut self, index: usize) {
         if self.volumes[index].resync.verify.is_none() {
-            self.begin_verify(index, 0);
+            self.begin_verify(index, Sector(0), 0);
         }
-        self.say_different(index);
+        self.report_judged(index, true);
         self.finish_resync(index);
     }
 
@@ -380,11 +479,10 @@ impl Engine {
 
     /// Nothing is verified any more, for whatever reason.
     pub(crate) fn end_verify(&mut self, index: usize) {
-        let left = self.volumes[index].resync.verify.as_ref().map_or(0, |verify| verify.left);
+        let verify = self.volumes[index].resync.verify.as_ref().filter(|verify| verify.left > 0);
+        let reached = verify.map(|verify| verify.reached.0 / BLOCK_SECTORS);
         self.volumes[index].verify_range = VerifyRange::default();
-        if left > 0 {
-            let blocks = self.volumes[index].size.0.div_ceil(BLOCK_SECTORS);
-            let reached = blocks.saturating_sub(left);
+        if let Some(reached) = reached {
             self.volumes[index].verify_range.start = reached;
             let text = format!("Online Verify reached sector {}", reached * BLOCK_SECTORS);
             self.say(Level::Info, Some(index), text);
@@ -397,9 +495,9 @@ impl Engine {
     }
 }
 
-/// What came of trying to ask for a block.
-enum Asked {
-    Block,
-    Busy,
-    Nothing,
+/// How many blocks from `first` on make one request: as for a resync, it is aligned to its size (io spec 15.3).
+fn run_length(first: u64, limit: u64, bytes_max: u32) -> u64 {
+    let most = limit.min(u64::from(bytes_max) / 4096).clamp(1, BLOCKS_MAX);
+    let aligned = if first == 0 { BLOCKS_MAX } else { 1 << first.trailing_zeros().min(63) };
+    most.min(aligned)
 }

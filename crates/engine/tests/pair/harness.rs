@@ -90,6 +90,8 @@ pub(crate) struct Pair {
     pub(crate) chance: Option<u64>,
     /// What the next engine's coins depend on.
     pub(crate) seed: u8,
+    /// Neither node hears of the other's extensions, as beside the kernel's DRBD.
+    pub(crate) plain: bool,
 }
 
 impl Node {
@@ -202,6 +204,7 @@ impl Pair {
             packets: Vec::new(),
             chance: None,
             seed: 1,
+            plain: false,
         }
     }
 
@@ -748,10 +751,13 @@ impl Pair {
         node: usize,
         socket: SocketId,
         volume: VolumeNumber,
-        packet: udrbd_wire::Packet,
+        mut packet: udrbd_wire::Packet,
         payload: Payload,
         digest: Option<udrbd_wire::DigestValue>,
     ) {
+        if let (true, udrbd_wire::Packet::ConnectionFeatures(features)) = (self.plain, &mut packet) {
+            features.extensions = udrbd_wire::Extensions::NONE;
+        }
         let Some(to) = self.wires.get(&(node, socket)).copied() else { return };
         self.packets.push((node, packet.clone()));
         let (payload, payload_bytes, bytes) = match payload {
@@ -774,24 +780,5 @@ impl Pair {
             intact: true,
         };
         self.queue_packet(to, event);
-    }
-
-    /// The sectors of the data area in which the disks differ.
-    pub(crate) fn differences(&self) -> Vec<u64> {
-        let size = self
-            .nodes
-            .iter()
-            .filter_map(|node| Some(node.engine.as_ref()?.status().volumes[0].size.0))
-            .max()
-            .unwrap();
-        let sectors: HashSet<u64> = self.nodes.iter().flat_map(|node| node.disk.keys().copied()).collect();
-        let mut different: Vec<u64> = sectors
-            .into_iter()
-            .filter(|sector| {
-                *sector < size && self.nodes[0].load(*sector, 512) != self.nodes[1].load(*sector, 512)
-            })
-            .collect();
-        different.sort_unstable();
-        different
     }
 }

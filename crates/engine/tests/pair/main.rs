@@ -4,6 +4,7 @@
 
 mod commands;
 mod congestion;
+mod disks;
 mod establish;
 mod faults;
 mod handlers;

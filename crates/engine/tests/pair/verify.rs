@@ -13,7 +13,10 @@ const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 const SECTORS: u64 = 4096;
 
 fn pair(verify_alg: &str) -> Pair {
-    let mut pair = Pair::with_sectors(SECTORS);
+    synced(Pair::with_sectors(SECTORS), verify_alg)
+}
+
+fn synced(mut pair: Pair, verify_alg: &str) -> Pair {
     for node in 0..2 {
         pair.command(node, Command::DiskOptions { volume: VOLUME, options: Box::new(fast()) }).unwrap();
     }
@@ -216,4 +219,229 @@ fn writes_during_a_verify_are_no_differences() {
         assert_eq!(pair.differences(), Vec::<u64>::new(), "seed {seed}");
     }
     assert!(met > 1000, "only {met} writes were done");
+}
+
+/// What node `node` asked for: first sectors and bytes.
+fn asked(pair: &Pair, node: usize) -> Vec<(u64, u32)> {
+    let request = |(sender, packet): &(usize, Packet)| match packet {
+        Packet::VerifyRequest(request) if *sender == node => Some((request.sector.0, request.size)),
+        _ => None,
+    };
+    pair.packets.iter().filter_map(request).collect()
+}
+
+#[test]
+fn ranges_are_asked_for_and_what_differs_in_one_is_found_to_the_block() {
+    let mut pair = pair("crc32c");
+    let size = pair.nodes[0].status().size.0;
+    pair.packets.clear();
+    verify(&mut pair, 1, None, None);
+    verified(&mut pair);
+    let whole = asked(&pair, 1);
+    assert!(whole.iter().all(|(_, bytes)| *bytes <= 256 << 10), "{whole:?}");
+    assert!(whole.iter().filter(|(_, bytes)| *bytes == 256 << 10).count() as u64 >= size / 512 - 1);
+    assert_eq!(whole.iter().map(|(_, bytes)| u64::from(*bytes) / 512).sum::<u64>(), size);
+    // The first and the last block of a range, two that touch across a border of ranges, and the last of the device.
+    for sector in [512, 1023, 1528, 1536, size - 1] {
+        plant(&mut pair, 0, sector);
+    }
+    verify(&mut pair, 1, None, None);
+    verified(&mut pair);
+    assert_eq!(out_of_sync(&pair), [40; 2]);
+    for side in &pair.nodes {
+        let found: Vec<&String> = side.log.iter().filter(|line| line.starts_with("Out of sync:")).collect();
+        let last = format!("Out of sync: start={}, size=8 (sectors)", size / 8 * 8 - 8);
+        let expected = [
+            "Out of sync: start=512, size=8 (sectors)",
+            "Out of sync: start=1016, size=8 (sectors)",
+            "Out of sync: start=1528, size=16 (sectors)",
+            &last,
+        ];
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn a_peer_that_counts_results_is_asked_for_single_blocks() {
+    let mut pair = Pair::with_sectors(SECTORS);
+    pair.plain = true;
+    let mut pair = synced(pair, "crc32c");
+    let size = pair.nodes[0].status().size.0;
+    plant(&mut pair, 0, 1023);
+    for node in 0..2 {
+        pair.packets.clear();
+        verify(&mut pair, node, None, None);
+        verified(&mut pair);
+        let blocks = asked(&pair, node);
+        assert_eq!(blocks.len() as u64, size.div_ceil(8));
+        assert!(blocks.iter().all(|(_, bytes)| *bytes <= 4096));
+        assert_eq!(out_of_sync(&pair), [8; 2]);
+    }
+}
+
+#[test]
+fn a_verify_is_as_fast_as_the_disks_where_the_rate_allows_it() {
+    for plain in [false, true] {
+        let mut pair = Pair::new();
+        pair.plain = plain;
+        let mut pair = synced(pair, "crc32c");
+        verify(&mut pair, 0, None, None);
+        // 20 MiB: five times what may be on the way at a time.
+        pair.pass_ms(90);
+        assert!(both(&pair, ConnectionState::Connected, DiskState::UpToDate), "{}", pair.describe());
+        assert!(pair.nodes[0].says("Online verify done"));
+    }
+}
+
+#[test]
+fn no_more_is_verified_in_a_step_than_the_rate_allows() {
+    let mut pair = pair("crc32c");
+    for node in 0..2 {
+        let options = Box::new(DiskOptions { resync_rate_kib: 4000, ..fast() });
+        pair.command(node, Command::DiskOptions { volume: VOLUME, options }).unwrap();
+    }
+    pair.packets.clear();
+    verify(&mut pair, 0, None, None);
+    pair.pass_ms(50);
+    for steps in 1..=4 {
+        let bytes: u32 = asked(&pair, 0).iter().map(|(_, bytes)| *bytes).sum();
+        assert_eq!(bytes, (steps * 400) << 10);
+        pair.pass_ms(100);
+    }
+}
+
+/// A full verify of 20 MiB has begun; the disk of one node does not answer. What is asked for, in bytes.
+fn asked_without_answers(stuck: usize) -> u32 {
+    let mut pair = synced(Pair::new(), "crc32c");
+    pair.packets.clear();
+    pair.nodes[stuck].stuck = true;
+    verify(&mut pair, 0, None, None);
+    pair.pass(2);
+    let bytes = asked(&pair, 0).iter().map(|(_, bytes)| *bytes).sum();
+    pair.unstick(stuck);
+    verified(&mut pair);
+    assert!(pair.nodes[0].says("Online verify done"));
+    bytes
+}
+
+#[test]
+fn no_more_is_asked_for_than_max_buffers_allow() {
+    assert_eq!(asked_without_answers(1), 4 << 20, "half of them before something arrives");
+    assert_eq!(asked_without_answers(0), 8 << 20, "all of them before something is compared");
+}
+
+/// Disks answer in any order: where the last block before the stop sector is judged first, the others are still locked, and
+/// judged.
+#[test]
+fn a_verify_stops_when_all_before_the_stop_sector_has_been_judged() {
+    let mut pair = Pair::with_sectors(SECTORS);
+    pair.plain = true;
+    let mut pair = synced(pair, "crc32c");
+    plant(&mut pair, 1, 0);
+    pair.nodes[0].stuck = true;
+    verify(&mut pair, 0, None, Some(64));
+    pair.until(|pair| pair.kept(0) == 8);
+    pair.unstick_one(0, 7);
+    pair.pass_ms(1000);
+    assert!(!pair.nodes[0].says("Online verify done"), "{}", pair.describe());
+    let write = pair.submit(0, WRITE, 8, &[7; 4096], 4096);
+    pair.settle();
+    assert!(!pair.nodes[0].completions.contains_key(&write), "a block that is being compared is written to");
+    pair.unstick(0);
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&write));
+    verified(&mut pair);
+    assert_eq!(out_of_sync(&pair), [8; 2]);
+    for side in &pair.nodes {
+        assert!(side.says("Online Verify reached sector 64"), "{}", pair.describe());
+    }
+}
+
+/// What is judged behind a block that is not does not count as reached: the next run would leave that block out.
+#[test]
+fn a_verify_that_was_cut_short_goes_on_with_the_first_block_that_was_not_judged() {
+    let mut pair = Pair::with_sectors(SECTORS);
+    pair.plain = true;
+    let mut pair = synced(pair, "crc32c");
+    plant(&mut pair, 1, 24);
+    pair.nodes[0].stuck = true;
+    verify(&mut pair, 0, None, Some(64));
+    pair.until(|pair| pair.kept(0) == 8);
+    for place in [7, 5, 0, 1, 2] {
+        // 0, 8, 16, 24: the rest moves up.
+        pair.unstick_one(0, if place > 2 { place } else { 0 });
+    }
+    pair.settle();
+    pair.break_wires();
+    pair.settle();
+    pair.unstick(0);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    for side in &pair.nodes {
+        assert!(side.says("Online Verify reached sector 24"), "{}", pair.describe());
+    }
+    for node in 0..2 {
+        pair.packets.clear();
+        verify(&mut pair, node, None, None);
+        verified(&mut pair);
+        assert_eq!(asked(&pair, node)[0].0, if node == 0 { 24 } else { 0 });
+        assert_eq!(out_of_sync(&pair), [8; 2]);
+    }
+}
+
+/// Bytes that are asked for in ten seconds while clients of node 0 write 800 KB/s.
+fn verified_under_load(least_kib: [u32; 2]) -> u32 {
+    let mut pair = synced(Pair::with_sectors(400_000), "crc32c");
+    for (node, c_min_rate_kib) in least_kib.into_iter().enumerate() {
+        let options = Box::new(DiskOptions { resync_rate_kib: 40_000, c_min_rate_kib, ..fast() });
+        pair.command(node, Command::DiskOptions { volume: VOLUME, options }).unwrap();
+    }
+    pair.packets.clear();
+    verify(&mut pair, 1, None, None);
+    let start = pair.now;
+    for count in 0.. {
+        if pair.now.since(start).as_secs() >= 10 || pair.nodes[1].says("Online verify done") {
+            break;
+        }
+        pair.write(0, count % 50 * 80, 7, 40_960).unwrap();
+        pair.pass_ms(50);
+    }
+    verified_bytes(&pair)
+}
+
+fn verified_bytes(pair: &Pair) -> u32 {
+    asked(pair, 1).iter().map(|(_, bytes)| *bytes).sum()
+}
+
+#[test]
+fn a_verify_gives_way_to_applications_on_either_node() {
+    let alone = verified_under_load([0, 0]);
+    let (asking, answering) = (verified_under_load([0, 1000]), verified_under_load([1000, 0]));
+    // 1000 KiB/s at the node that asks, a pause before each request at the other.
+    assert!(alone > 150 << 20, "{} MiB without c-min-rate", alone >> 20);
+    assert!(asking < 40 << 20 && answering < alone / 2, "{} MiB, {} MiB", asking >> 20, answering >> 20);
+}
+
+/// Disks answer in any order: runs of different blocks are told in that of the sectors, whole and each once.
+#[test]
+fn what_differs_is_told_in_the_order_of_sectors() {
+    let mut pair = Pair::with_sectors(SECTORS);
+    pair.plain = true;
+    let mut pair = synced(pair, "crc32c");
+    for sector in [0, 8, 24, 40, 48, 56] {
+        plant(&mut pair, 1, sector);
+    }
+    pair.nodes[0].stuck = true;
+    verify(&mut pair, 0, None, Some(64));
+    pair.until(|pair| pair.kept(0) == 8);
+    for place in [1, 6, 3, 0, 3, 1, 1, 0] {
+        pair.unstick_one(0, place);
+        pair.settle();
+    }
+    pair.nodes[0].stuck = false;
+    verified(&mut pair);
+    for side in &pair.nodes {
+        let found: Vec<&String> = side.log.iter().filter(|line| line.starts_with("Out of sync:")).collect();
+        let runs = ["start=0, size=16", "start=24, size=8", "start=40, size=24"];
+        assert_eq!(found, runs.map(|run| format!("Out of sync: {run} (sectors)")).iter().collect::<Vec<_>>());
+    }
+    assert_eq!(out_of_sync(&pair), [48; 2]);
 }

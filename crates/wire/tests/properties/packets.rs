@@ -9,7 +9,7 @@ use udrbd_wire::{
     AfterSplitBrain, AlgorithmName, AuthChallenge, AuthResponse, Barrier, BarrierAck, BlockAck, BlockId,
     BlockRange, BlockReply, BlockRequest, BlockWrite, BlockZero, Command, ConnectionFeatures,
     ConnectionFlags, ControllerParameters, DATA_BYTES_MAX, DataFlags, DelayProbe, Dialect, DigestAlgorithm,
-    Expected, Features, Packet, ProtocolParameters, QueueLimits, Reception, ReplicationProtocol,
+    Expected, Extensions, Features, Packet, ProtocolParameters, QueueLimits, Reception, ReplicationProtocol,
     SequenceNumber, Sizes, SizesFlags, StateChange, StateReturnCode, StateWord, SyncParameters, UuidFlags,
     Uuids, ZERO_BYTES_MAX,
 };
@@ -251,12 +251,13 @@ prop_compose! {
 }
 
 fn features() -> impl Strategy<Value = Packet> {
-    any::<[u32; 3]>().prop_map(|fields| {
-        let [protocol_min, protocol_max, features] = fields;
+    any::<[u32; 4]>().prop_map(|fields| {
+        let [protocol_min, protocol_max, features, extensions] = fields;
         Packet::ConnectionFeatures(ConnectionFeatures {
             protocol_min,
             protocol_max,
             features: Features(features),
+            extensions: Extensions(extensions),
         })
     })
 }

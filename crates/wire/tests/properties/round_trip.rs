@@ -7,8 +7,8 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use udrbd_units::VolumeNumber;
 use udrbd_wire::{
-    AlgorithmName, Command, ConnectionFeatures, Dialect, Features, HEADER_BYTES_MAX, Incoming, Packet,
-    SMALL_BYTES_MAX, Scope,
+    AlgorithmName, Command, ConnectionFeatures, Dialect, Extensions, Features, HEADER_BYTES_MAX, Incoming,
+    Packet, SMALL_BYTES_MAX, Scope,
 };
 
 use crate::packets::{Sent, packet, sent};
@@ -84,6 +84,7 @@ proptest! {
             protocol_min: 80 + fields[0] % 30,
             protocol_max: 80 + fields[0] % 30 + fields[1] % 30,
             features: Features(fields[2]),
+            extensions: Extensions::NONE,
         };
         let (own, peer) = (announce(own), announce(peer));
         prop_assert_eq!(own.agree(peer).ok(), peer.agree(own).ok());
