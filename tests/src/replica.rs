@@ -92,7 +92,8 @@ impl Status {
             && self.out_of_sync_kib == 0
     }
 
-    fn parse(text: &str, minor: u32) -> Option<Self> {
+    /// Reads what a status file says of a minor.
+    pub fn parse(text: &str, minor: u32) -> Option<Self> {
         let head = format!("{minor}: ");
         let mut lines = text.lines().skip_while(|line| !line.trim_start().starts_with(&head));
         let state = lines.next()?;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use udrbd_tests::guest::{Guest, GuestOptions, KernelChoice};
 use udrbd_tests::machine;
 use udrbd_tests::replica::{self, Frontend, Kind, Replica};
@@ -52,6 +52,12 @@ impl Stage {
 /// Powers the spare guests off and removes their files.
 pub(crate) fn forget_guests() {
     SPARE.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+/// What was recorded of two nodes.
+pub(crate) trait Course {
+    /// The name of the record.
+    fn id(&self) -> &str;
 }
 
 /// Two sides of one resource in one guest.
@@ -112,6 +118,44 @@ impl Duo {
         if stage.disk_bytes == DISK_BYTES {
             SPARE.lock().unwrap_or_else(PoisonError::into_inner).push((kernel, duo.guest));
         }
+        Ok(())
+    }
+
+    /// Plays many short courses one after the other, in one guest while all goes well: what goes wrong leaves a guest in which nothing
+    /// more is to be learned. All are played, whatever comes of them.
+    pub(crate) fn play_courses<T: Course>(
+        stage: Stage,
+        kinds: (Kind, Kind),
+        courses: &[&T],
+        begin: impl Fn(&mut Self) -> Result<()>,
+        play: impl Fn(&mut Self, &T) -> Result<()>,
+    ) -> Result<()> {
+        let mut left = courses.iter();
+        let mut failed = Vec::new();
+        while !left.as_slice().is_empty() {
+            let mut at = "the beginning";
+            let played = Self::play_at(stage, kinds, |duo| {
+                begin(duo)?;
+                for course in left.by_ref() {
+                    at = course.id();
+                    let start = Instant::now();
+                    play(duo, course).with_context(|| format!("{at} with {kinds:?}"))?;
+                    println!("{at} with {kinds:?}: {:.1} s", start.elapsed().as_secs_f64());
+                }
+                // As the scenario found them.
+                duo.first.attach(&mut duo.guest)?;
+                duo.second.attach(&mut duo.guest)
+            });
+            if let Err(error) = played {
+                if machine::skip_reason(&error).is_some() || at == "the beginning" {
+                    return Err(error);
+                }
+                println!("{at} with {kinds:?} FAILED\n{error:#}");
+                failed.push(at);
+            }
+        }
+        ensure!(failed.is_empty(), "{} of {} failed with {kinds:?}: {failed:?}", failed.len(), courses.len());
+        println!("{} courses with {kinds:?}", courses.len());
         Ok(())
     }
 

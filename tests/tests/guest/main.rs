@@ -5,6 +5,7 @@
 
 mod block;
 mod cluster;
+mod commands;
 mod counters;
 mod disks;
 mod duo;
@@ -45,8 +46,10 @@ const CASES: &[Case] = &[
     Case::long("a_part_that_cannot_be_read_comes_from_the_peer", disks::unreadable_part),
     Case::long("a_disk_that_fails_at_times_costs_no_write", disks::flaky),
     Case::long("a_slow_disk_is_waited_for", disks::slow),
-    Case::new("meetings_end_as_between_two_kernels", meetings::meetings_end_as_between_kernels),
-    Case::new("fencing_and_failures_end_as_between_two_kernels", recorded::courses_end_as_between_kernels),
+    Case::new("meetings_of_udrbd_and_kernel_end_as_between_two_kernels", meetings::udrbd_first),
+    Case::new("meetings_of_kernel_and_udrbd_end_as_between_two_kernels", meetings::kernel_first),
+    Case::new("courses_of_udrbd_and_kernel_end_as_between_two_kernels", recorded::udrbd_first),
+    Case::new("courses_of_kernel_and_udrbd_end_as_between_two_kernels", recorded::kernel_first),
     Case::new("kernel_pair_resyncs_after_a_cut_link", link::kernel_pair),
     Case::new("udrbd_resyncs_a_kernel_peer_after_a_cut_link", link::udrbd_primary),
     Case::new("kernel_resyncs_an_udrbd_peer_after_a_cut_link", link::kernel_primary),

@@ -9,11 +9,15 @@ use serde_json::Value;
 use udrbd_tests::replica::{Frontend, Replica, Status};
 use udrbd_tests::runner;
 
-use crate::duo::{Duo, Stage};
+use crate::duo::{Course, Duo, Stage};
 use crate::replication::MIXED;
 
 /// The size of the recorded disks: their metadata lie where those of the records lay.
-const DISK_BYTES: u64 = 8 << 20;
+pub(crate) const DISK_BYTES: u64 = 8 << 20;
+/// Where the metadata of such a disk begin, in sectors.
+pub(crate) const METADATA: u64 = 16304;
+/// Where its superblock begins, in blocks of 4 KiB.
+const SUPERBLOCK: u64 = 2047;
 /// Where the bitmap of such a disk begins, in blocks of 4 KiB.
 const BITMAP_BLOCK: u64 = 2038;
 /// One record of so many is played in the usual run, with either part; in the long run all are.
@@ -36,11 +40,13 @@ struct Record {
     value: Value,
 }
 
-impl Record {
+impl Course for Record {
     fn id(&self) -> &str {
         self.value["id"].as_str().unwrap_or_default()
     }
+}
 
+impl Record {
     /// What a side was, and became.
     fn side(&self, when: &str, side: &str) -> &Value {
         &self.value[when][side]
@@ -78,26 +84,29 @@ fn records(name: &str) -> Result<Vec<Record>> {
     Ok(records.filter(Record::is_played).collect())
 }
 
+/// Ours is `a`, the kernel's is `b`.
+pub(crate) fn udrbd_first() -> Result<()> {
+    meetings_end_as_between_kernels(0)
+}
+
+/// The other way round.
+pub(crate) fn kernel_first() -> Result<()> {
+    meetings_end_as_between_kernels(1)
+}
+
 /// All that is recorded, or in the usual run some of it.
-pub(crate) fn meetings_end_as_between_kernels() -> Result<()> {
+fn meetings_end_as_between_kernels(part: usize) -> Result<()> {
     let mut records = records("after-sb.jsonl")?;
     records.extend(self::records("uuid-handshake.jsonl")?);
     ensure!(records.len() > 120, "only {} records", records.len());
     let stage = Stage { disk_bytes: DISK_BYTES, frontend: Frontend::Nbd, ..Stage::default() };
-    for (part, kinds) in MIXED.into_iter().enumerate() {
-        Duo::play_at(stage, kinds, |duo| {
-            take_down(duo)?;
-            for (index, record) in records.iter().enumerate() {
-                if runner::is_long() || index % USUAL_SHARE == part * USUAL_SHARE / 2 {
-                    play(duo, record).with_context(|| format!("{} with {kinds:?}", record.id()))?;
-                }
-            }
-            // As the scenario found them.
-            duo.first.attach(&mut duo.guest)?;
-            duo.second.attach(&mut duo.guest)
-        })?;
-    }
-    Ok(())
+    let chosen = std::env::var("UDRBD_TEST_RECORD").ok();
+    let played = records.iter().enumerate().filter(|(index, record)| {
+        let usual = index % USUAL_SHARE == part * USUAL_SHARE / 2;
+        chosen.as_ref().map_or(runner::is_long() || usual, |ids| ids.split(',').any(|id| id == record.id()))
+    });
+    let played: Vec<_> = played.map(|(_, record)| record).collect();
+    Duo::play_courses(stage, MIXED[part], &played, take_down, play)
 }
 
 fn take_down(duo: &mut Duo) -> Result<()> {
@@ -142,7 +151,7 @@ fn play(duo: &mut Duo, record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// Identifiers, flags and bits, as they were when the nodes met.
+/// Identifiers, flags, bits and the agreed size, as they were when the nodes met.
 pub(crate) fn write_metadata(duo: &mut Duo, side: &Replica, metadata: &Value) -> Result<()> {
     let identifiers: Vec<_> =
         metadata["gi"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -155,10 +164,18 @@ pub(crate) fn write_metadata(duo: &mut Duo, side: &Replica, metadata: &Value) ->
     ensure!(identifiers.len() == 4 && bits < 64, "metadata of a shape that is not played");
     let bytes: String =
         ((1_u64 << bits) - 1).to_le_bytes().iter().map(|byte| format!("\\{byte:03o}")).collect();
+    let agreed = metadata["last_agreed_sectors"].as_u64().unwrap_or(METADATA);
+    let agreed: String = agreed.to_be_bytes().iter().map(|byte| format!("\\{byte:03o}")).collect();
+    let disk = &side.disk;
+    // Anew each time, as the activity log of before would be applied; the agreed size stands first in the superblock.
     duo.guest.sh(&format!(
-        "{}\nprintf '{bytes}' | dd of={} bs=4096 seek={BITMAP_BLOCK} oflag=direct conv=notrunc,sync status=none",
+        "set -e\n{}\n{}\n\
+         printf '{bytes}' | dd of={disk} bs=4096 seek={BITMAP_BLOCK} oflag=direct conv=notrunc,sync status=none\n\
+         dd if={disk} of=/run/superblock bs=4096 skip={SUPERBLOCK} count=1 iflag=direct status=none\n\
+         printf '{agreed}' | dd of=/run/superblock conv=notrunc status=none\n\
+         dd if=/run/superblock of={disk} bs=4096 seek={SUPERBLOCK} oflag=direct conv=notrunc status=none",
+        side.meta("create-md"),
         side.meta(&format!("set-gi {value}")),
-        side.disk,
     ))?;
     Ok(())
 }

@@ -7,17 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
-use udrbd_tests::replica::{Frontend, Replica};
+use udrbd_tests::replica::{Frontend, Replica, Status};
 use udrbd_tests::runner;
 
-use crate::duo::{Duo, IO, Stage};
-use crate::meetings::write_metadata;
+use crate::commands;
+use crate::duo::{self, Course as _, Duo, IO, Stage};
+use crate::meetings::{DISK_BYTES, METADATA, write_metadata};
 use crate::replication::MIXED;
 
-/// The size of the recorded disks: their metadata lie where those of the records lay.
-const DISK_BYTES: u64 = 8 << 20;
-/// Where the metadata of such a disk begin, in sectors.
-const METADATA: u64 = 16304;
 /// One record of so many is played in the usual run, with either part; in the long run all are.
 const USUAL_SHARE: usize = 30;
 /// What a step may take until both sides are as they were recorded.
@@ -25,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The program that runs handlers: it ends with what the record says.
 const HELPER: &str = "/run/handlers/run";
 /// Commands that a side may be given.
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 23] = [
     "primary",
     "secondary",
     "disconnect",
@@ -41,20 +38,32 @@ const COMMANDS: [&str; 15] = [
     "pause-sync",
     "resume-sync",
     "verify",
+    "resize",
+    "connect-raw",
+    "net-options",
+    "new-current-uuid",
+    "new-resource",
+    "new-minor",
+    "del-resource",
+    "del-minor",
 ];
-/// How long a request may take that is not held back.
-const REQUEST_SECONDS: u32 = 6;
+/// Between what one side tells and the next.
+const MARK: &str = "@@@@";
+/// When a request that is held back is looked at, in tenths of a second.
+const REQUEST_TENTHS: u64 = 60;
 
 /// A recorded course of things.
-struct Record {
-    value: Value,
+pub(crate) struct Record {
+    pub(crate) value: Value,
 }
 
-impl Record {
+impl duo::Course for Record {
     fn id(&self) -> &str {
         self.value["id"].as_str().unwrap_or_default()
     }
+}
 
+impl Record {
     fn steps(&self) -> &[Value] {
         self.value["steps"].as_array().map_or(&[], Vec::as_slice)
     }
@@ -63,25 +72,17 @@ impl Record {
         self.value["setup"][side].is_object()
     }
 
-    /// A link that is cut for a moment, commands of the shell, sizes and disks that are not attached are the engine's to judge; so
-    /// are clients who wait for data that nobody has, as the NBD server turns away who comes then.
+    /// Whether all of it is known here.
     fn is_played(&self) -> bool {
-        if self.steps().iter().any(|step| step["after"]["a"]["suspended"] == "no-data") {
-            return false;
-        }
-        let attached =
-            ["a", "b"].iter().all(|side| !self.has(side) || self.value["setup"][side]["attached"] == true);
-        attached
-            && self.steps().iter().all(|step| {
-                let words = words(step);
-                match (step["on"].as_str(), words[0]) {
-                    (Some("net"), what) => ["refuse", "hold", "ok"].contains(&what),
-                    (Some("-"), what) => what == "sleep",
-                    (_, "write" | "read" | "io-error") => true,
-                    (_, "drbdmeta") => words[1] == "apply-al",
-                    (_, what) => COMMANDS.contains(&what),
-                }
-            })
+        self.steps().iter().all(|step| {
+            let words = words(step);
+            match (step["on"].as_str(), words[0]) {
+                (Some("net"), what) => ["refuse", "hold", "cut", "ok"].contains(&what),
+                (Some("-"), what) => what == "sleep",
+                (_, "write" | "read" | "io-error" | "drbdmeta" | "sh" | "blocksize") => true,
+                (_, what) => COMMANDS.contains(&what),
+            }
+        })
     }
 }
 
@@ -98,33 +99,35 @@ fn records(name: &str) -> Result<Vec<Record>> {
     let path = folder.join(name);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let values: Result<Vec<Value>, _> = text.lines().map(serde_json::from_str).collect();
-    Ok(values?.into_iter().map(|value| Record { value }).filter(Record::is_played).collect())
+    Ok(values?.into_iter().map(|value| Record { value }).collect())
+}
+
+/// Ours is `a`, the kernel's is `b`.
+pub(crate) fn udrbd_first() -> Result<()> {
+    courses_end_as_between_kernels(0)
+}
+
+/// The other way round.
+pub(crate) fn kernel_first() -> Result<()> {
+    courses_end_as_between_kernels(1)
 }
 
 /// All that is recorded, or in the usual run some of it.
-pub(crate) fn courses_end_as_between_kernels() -> Result<()> {
+fn courses_end_as_between_kernels(part: usize) -> Result<()> {
     let mut records = records("fencing.jsonl")?;
     records.extend(self::records("misc.jsonl")?);
-    ensure!(records.len() > 50, "only {} records", records.len());
+    records.extend(commands::records(self::records("commands.jsonl")?));
+    let unknown: Vec<_> =
+        records.iter().filter(|record| !record.is_played()).map(|record| record.id().to_owned()).collect();
+    ensure!(records.len() > 90 && unknown.is_empty(), "{} records, unknown: {unknown:?}", records.len());
     let stage = Stage { disk_bytes: DISK_BYTES, frontend: Frontend::Nbd, helper: HELPER, ..Stage::default() };
     let chosen = std::env::var("UDRBD_TEST_RECORD").ok();
-    for (part, kinds) in MIXED.into_iter().enumerate() {
-        Duo::play_at(stage, kinds, |duo| {
-            put_mappings_below(duo)?;
-            for (index, record) in records.iter().enumerate() {
-                let usual = index % USUAL_SHARE == part * USUAL_SHARE / 2;
-                if chosen.as_ref().map_or(runner::is_long() || usual, |id| id == record.id()) {
-                    let begin = Instant::now();
-                    play(duo, record).with_context(|| format!("{} with {kinds:?}", record.id()))?;
-                    println!("{} with {kinds:?}: {:.1} s", record.id(), begin.elapsed().as_secs_f64());
-                }
-            }
-            // As the scenario found them.
-            duo.first.attach(&mut duo.guest)?;
-            duo.second.attach(&mut duo.guest)
-        })?;
-    }
-    Ok(())
+    let played = records.iter().enumerate().filter(|(index, record)| {
+        let usual = index % USUAL_SHARE == part * USUAL_SHARE / 2;
+        chosen.as_ref().map_or(runner::is_long() || usual, |ids| ids.split(',').any(|id| id == record.id()))
+    });
+    let played: Vec<_> = played.map(|(_, record)| record).collect();
+    Duo::play_courses(stage, MIXED[part], &played, put_mappings_below, play)
 }
 
 /// Disks whose data or metadata can be made to fail.
@@ -165,11 +168,13 @@ struct Course<'a> {
     requests: u32,
     /// The link is whole again.
     joined: bool,
+    /// The link is cut.
+    apart: bool,
 }
 
 fn play(duo: &mut Duo, record: &Record) -> Result<()> {
     let mut course =
-        Course { record, sides: BTreeMap::new(), drawn: BTreeMap::new(), requests: 0, joined: false };
+        Course { record, sides: BTreeMap::new(), drawn: BTreeMap::new(), requests: 0, joined: false, apart: false };
     let setup = &record.value["setup"];
     duo.guest.sh("rm -f /run/handlers/*.*")?;
     for (name, side) in [("a", duo.first.clone()), ("b", duo.second.clone())] {
@@ -182,14 +187,25 @@ fn play(duo: &mut Duo, record: &Record) -> Result<()> {
             .into();
         side.net.extend(strings(&record.value["net_options"][name]));
         side.disk_options = strings(&setup[name]["disk_options"]);
-        side.disk_options.extend(["--c-plan-ahead=0", "--resync-rate=200M"].map(str::to_owned));
+        side.disk_options.push("--c-plan-ahead=0".to_owned());
+        if !side.disk_options.iter().any(|option| option.starts_with("--resync-rate")) {
+            side.disk_options.push("--resync-rate=200M".to_owned());
+        }
         for (handler, exit) in setup[name]["handler_exit"].as_object().into_iter().flatten() {
             for object in [side.resource.clone(), format!("minor-{}", side.minor)] {
                 duo.guest.sh(&format!("echo {exit} >/run/handlers/{handler}.{object}"))?;
             }
         }
-        write_metadata(duo, &side, &setup[name]["metadata"])?;
-        side.attach(&mut duo.guest)?;
+        if setup[name]["metadata"].is_object() {
+            write_metadata(duo, &side, &setup[name]["metadata"])?;
+        }
+        if setup[name]["attached"] == true {
+            side.attach(&mut duo.guest)?;
+        } else if setup[name]["configured"] != false {
+            let resource = side.setup(&format!("new-resource {}", side.resource));
+            let minor = side.setup(&format!("new-minor {} {} 0", side.resource, side.minor));
+            duo.guest.sh(&format!("{resource}; {minor}"))?;
+        }
         for option in strings(&setup[name]["resource_options"]) {
             duo.guest.sh(&side.setup(&format!("resource-options {} {option}", side.resource)))?;
         }
@@ -216,23 +232,72 @@ impl Course<'_> {
         let (on, words) = (step["on"].as_str().unwrap_or_default(), words(step));
         match (on, words[0]) {
             ("net", "ok") => {
-                self.joined = true;
+                (self.joined, self.apart) = (true, false);
                 return join(duo);
             }
+            ("net", "cut") => self.cut(duo)?,
             // Cut off without a word, and not refused: what comes of it is the same.
-            ("net", _) => drop(duo.guest.sh("tc qdisc add dev lo root netem loss 100%")?),
+            ("net", what) => {
+                self.apart = true;
+                duo.guest.sh("tc qdisc add dev lo root netem loss 100%")?;
+                // Nobody has noticed yet.
+                if what == "hold" {
+                    return Ok(());
+                }
+            }
             ("-", _) => {}
-            (_, "write" | "read") => self.request(duo, on, &words, &step["io_result"])?,
+            (_, "write" | "read") => {
+                let suspended = step["after"][on]["flags"].as_str().is_some_and(|flags| flags.starts_with('s'));
+                let wanted = step["io_result"].as_str().unwrap_or_default();
+                // Where nothing holds it, it waited for a handler, for longer than the record looked.
+                let wanted = if wanted == "blocked" && !suspended && !self.apart { "ok" } else { wanted };
+                self.request(duo, on, &words, wanted)?;
+            }
+            (_, "blocksize") => self.size(duo, on, &step["output"])?,
+            (_, "sh") => drop(duo.guest.sh(&words[1].replace("@DEV@", &self.sides[on].disk))?),
             (_, "io-error") => {
                 let lower = if on == "a" { "/dev/vda" } else { "/dev/vdb" };
                 change(duo, on, &table(lower, words[1])?)?;
             }
-            _ => self.command(duo, on, &words, &step["exit"])?,
+            _ => self.command(duo, on, &words, step)?,
         }
-        if rests { self.settle(duo, &step["after"]) } else { Ok(()) }
+        match step["in_passing"].as_bool() {
+            None if rests => self.settle(duo, &step["after"]),
+            // What was seen there is not seen again; what comes next was asked for when it was over.
+            Some(true) => self.sides.values().try_for_each(|side| {
+                side.wait(&mut duo.guest, "the end of a resync", LIMIT, |status| status.connection == "Connected")
+                    .map(drop)
+            }),
+            _ => Ok(()),
+        }
     }
 
-    fn command(&self, duo: &mut Duo, on: &str, words: &[&str], exit: &Value) -> Result<()> {
+    /// A link that breaks and is there again.
+    fn cut(&self, duo: &mut Duo) -> Result<()> {
+        duo.guest.sh("tc qdisc add dev lo root netem loss 100%")?;
+        for side in self.sides.values() {
+            side.wait(&mut duo.guest, "a lost link", LIMIT, |status| status.connection == "WFConnection")?;
+        }
+        join(duo)?;
+        for side in self.sides.values() {
+            side.wait(&mut duo.guest, "Connected", LIMIT, |status| status.connection == "Connected")?;
+        }
+        Ok(())
+    }
+
+    /// How large the device is, in sectors.
+    fn size(&self, duo: &mut Duo, on: &str, wanted: &Value) -> Result<()> {
+        let side = &self.sides[on];
+        let script = side.setup(&format!("status {} --verbose --statistics", side.resource));
+        let told = duo.guest.sh(&script)?;
+        let kib = told.split_whitespace().find_map(|word| word.strip_prefix("size:"));
+        let sectors = kib.and_then(|kib| kib.parse::<u64>().ok()).map(|kib| (kib * 2).to_string());
+        ensure!(wanted.as_str() == sectors.as_deref(), "{sectors:?} sectors, were {wanted}: {told}");
+        Ok(())
+    }
+
+    fn command(&self, duo: &mut Duo, on: &str, words: &[&str], step: &Value) -> Result<()> {
+        let exit = &step["exit"];
         let side = &self.sides[on];
         let rest =
             words[1..].join(" ").replace("MINOR", &side.minor.to_string()).replace("RES", &side.resource);
@@ -244,6 +309,10 @@ impl Course<'_> {
                     side.resource, side.own, side.peer
                 ))
             }
+            "connect-raw" => {
+                side.setup(&format!("connect {} ipv4:{} ipv4:{} {rest}", side.resource, side.own, side.peer))
+            }
+            "net-options" => side.setup(&format!("net-options ipv4:{} ipv4:{} {rest}", side.own, side.peer)),
             "disconnect" => side.setup(&format!("disconnect ipv4:{} ipv4:{} {rest}", side.own, side.peer)),
             "drbdmeta" => side.meta(&words[1..].join(" ")),
             "attach" => {
@@ -260,22 +329,29 @@ impl Course<'_> {
             output.stdout,
             output.stderr
         );
+        // What it is refused with, by its number.
+        let recorded = step["output"].as_str().and_then(|text| text.lines().next()).unwrap_or_default();
+        if let Some((_, reason)) = recorded.split_once(": (").or_else(|| recorded.split_once("Failure: (")) {
+            let reason = format!("({reason}");
+            ensure!(output.stderr.contains(&reason), "says {}, said {reason}", output.stderr);
+        }
         Ok(())
     }
 
     /// A request of a client, which ends well, with an error, or not before something changes.
-    fn request(&mut self, duo: &mut Duo, on: &str, words: &[&str], wanted: &Value) -> Result<()> {
+    fn request(&mut self, duo: &mut Duo, on: &str, words: &[&str], wanted: &str) -> Result<()> {
         self.requests += 1;
         let (offset, length): (u64, u64) = (words[1].parse()?, words[2].parse()?);
         let write = if words[0] == "write" { "--write" } else { "" };
+        // What ends well by itself may take long; what does not is looked at after a while.
+        let tenths = if wanted == "ok" { LIMIT.as_secs() * 10 } else { REQUEST_TENTHS };
         let (target, result) = (self.sides[on].target(), format!("/run/share/request-{}", self.requests));
         let script = format!(
             "rm -f {result}; ( {IO} once {target} {write} --offset {} --length {} >/run/share/said 2>&1 </dev/null; \
              echo $? >{result} ) >/dev/null 2>&1 &\n\
-             for _ in $(seq {}); do [ -s {result} ] && break; sleep 0.1; done; cat {result} 2>/dev/null || echo blocked",
+             for _ in $(seq {tenths}); do [ -s {result} ] && break; sleep 0.1; done; cat {result} 2>/dev/null || echo blocked",
             offset * 1024,
             length * 1024,
-            REQUEST_SECONDS * 10,
         );
         let found = duo.guest.sh(&script)?;
         let found = match found.trim() {
@@ -283,8 +359,7 @@ impl Course<'_> {
             "blocked" => "blocked",
             _ => "EIO",
         };
-        // A request that was held for a moment may have come through by the time it is looked at.
-        ensure!(*wanted == found, "it is {found}, was {wanted}: {}", duo.guest.sh("cat /run/share/said")?);
+        ensure!(wanted == found, "it is {found}, was {wanted}: {}", duo.guest.sh("cat /run/share/said")?);
         Ok(())
     }
 
@@ -296,11 +371,20 @@ impl Course<'_> {
         }
         let begin = Instant::now();
         let mut agreed = 0;
+        // Emulation makes programs slow to start: all that is looked at comes from one script.
+        let looks = self.sides.values().map(|side| {
+            let identifiers = side.setup(&format!("get-gi {}", side.minor));
+            format!("cat {}; echo {MARK}; {identifiers} 2>/dev/null; echo {MARK}", side.status_file())
+        });
+        let script = looks.collect::<Vec<_>>().join("\n");
         loop {
+            let told = duo.guest.sh(&script)?;
+            let mut told = told.split(MARK);
             let mut differences = Vec::new();
             for (name, side) in self.sides.clone() {
+                let (Some(text), Some(line)) = (told.next(), told.next()) else { bail!("{name} tells nothing") };
                 if wanted[name].is_object()
-                    && let Err(difference) = self.compare(duo, &side, &wanted[name])
+                    && let Err(difference) = self.compare(&side, &wanted[name], text, line.trim())
                 {
                     differences.push(format!("{name} {difference}"));
                 }
@@ -316,16 +400,15 @@ impl Course<'_> {
         }
     }
 
-    fn compare(&mut self, duo: &mut Duo, side: &Replica, wanted: &Value) -> Result<()> {
+    /// `text` is the status file, `line` what `get-gi` says.
+    fn compare(&mut self, side: &Replica, wanted: &Value, text: &str, line: &str) -> Result<()> {
         if wanted["conn"] == "Unconfigured" {
-            let text = duo.guest.sh(&format!("cat {}", side.status_file()))?;
-            let listed =
-                text.lines().any(|line| line.trim_start().starts_with(&format!("{}: cs:", side.minor)));
-            ensure!(!listed || text.contains("Unconfigured"), "is configured");
+            let status = Status::parse(text, side.minor);
+            ensure!(status.is_none_or(|status| status.connection == "Unconfigured"), "is configured");
             return Ok(());
         }
         let flagged = wanted["flags"].as_str().is_some_and(|flags| flags.starts_with('s'));
-        let status = side.status(&mut duo.guest)?;
+        let status = Status::parse(text, side.minor).context("is not there")?;
         if flagged && wanted["suspended"].as_str().is_none_or(|reason| reason.contains("role:")) {
             // Recorded in the middle of a change.
             ensure!(wanted["conn"] == status.connection.as_str(), "is {status:?}, was {wanted}");
@@ -347,17 +430,19 @@ impl Course<'_> {
         if status.disk == "Diskless" || recorded.is_empty() {
             return Ok(());
         }
-        let line = side.minor_verb(&mut duo.guest, "get-gi", "")?;
-        for (own, recorded) in line.trim().split(':').zip(&recorded) {
+        // What is seen in the middle of a change stands for nothing.
+        let mut drawn = self.drawn.clone();
+        for (own, recorded) in line.split(':').zip(&recorded) {
             let (own, recorded) = (identifier(own)?, identifier(recorded)?);
-            let known = self.drawn.get(&recorded).copied();
+            let known = drawn.get(&recorded).copied();
             let fixed = self.is_given(recorded);
             let agrees = known.map_or(!fixed || own == recorded, |known| known == own);
             ensure!(agrees, "{line} in the place of {:?}", wanted["gi"]);
             if !fixed {
-                self.drawn.insert(recorded, own);
+                drawn.insert(recorded, own);
             }
         }
+        self.drawn = drawn;
         Ok(())
     }
 
@@ -384,10 +469,12 @@ impl Course<'_> {
             );
             duo.guest.sh(&script).with_context(|| format!("request {number} does not end"))?;
         }
-        for side in self.sides.values() {
-            let down = side.setup(&format!("down {}", side.resource));
-            duo.guest.sh(&format!("for _ in $(seq 50); do {down} && exit; sleep 0.2; done; exit 1"))?;
-        }
+        // Who has the only data is not let go before the other one.
+        let downs = self.sides.values().map(|side| side.setup(&format!("down {}", side.resource)));
+        let downs = downs.map(|down| format!("{down} || failed=1")).collect::<Vec<_>>().join("; ");
+        duo.guest.sh(&format!(
+            "for _ in $(seq 50); do failed=; {downs}; [ -z \"$failed\" ] && exit; sleep 0.2; done; exit 1"
+        ))?;
         Ok(())
     }
 }

@@ -100,7 +100,9 @@ fn obstacle(resource: &ResourceSnapshot, device: &DeviceSnapshot) -> Option<Stri
             resource.name
         ));
     }
-    if device.disk < DiskState::Inconsistent && device.peer_disk != DiskState::UpToDate {
+    // With `on-no-data-accessible suspend-io` the requests of who comes now wait, as those of who was there before do.
+    let waits = resource.suspended.no_data && device.size_sectors > 0;
+    if device.disk < DiskState::Inconsistent && device.peer_disk != DiskState::UpToDate && !waits {
         return Some(format!("{name} has no data here: its disk is {}", device.disk));
     }
     None
@@ -175,5 +177,32 @@ impl Exports for State {
             None => Ok(self.export(resource, device)),
             Some(message) => Err(Refusal { kind: RefusalKind::Policy, message }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use udrbd_control::status::Suspension;
+    use udrbd_units::Minor;
+
+    use super::*;
+
+    #[test]
+    fn who_comes_without_data_is_told_unless_requests_wait_for_them() {
+        let mut resource = ResourceSnapshot::new("r0".to_owned());
+        let mut device = DeviceSnapshot::new(VolumeNumber(0), Minor(0));
+        assert!(obstacle(&resource, &device).is_some_and(|text| text.contains("is Secondary here")));
+        device.role = Role::Primary;
+        device.size_sectors = 8;
+        assert!(obstacle(&resource, &device).is_some_and(|text| text.contains("has no data here")));
+        for other in [Suspension { user: true, ..Suspension::default() }, Suspension::default()] {
+            resource.suspended = other;
+            assert!(obstacle(&resource, &device).is_some());
+        }
+        resource.suspended.no_data = true;
+        assert_eq!(obstacle(&resource, &device), None);
+        // Nobody has ever told how large it is: there is nothing to offer.
+        device.size_sectors = 0;
+        assert!(obstacle(&resource, &device).is_some());
     }
 }
