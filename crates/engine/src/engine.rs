@@ -168,6 +168,7 @@ impl Engine {
             self.connection.establish.timeout(),
             self.connection.deadline,
             self.connection.answer_until,
+            self.connection.refused_meta.map(|(_, until)| until),
             self.connection.ping_timer,
             self.connection.request_timer,
         ];
@@ -189,6 +190,9 @@ impl Engine {
         if self.connection.answer_until.is_some_and(|until| until <= self.now) {
             self.connection.answer_until = None;
             self.lose_connection(udrbd_units::ConnectionState::BrokenPipe);
+        }
+        if self.connection.refused_meta.is_some_and(|(_, until)| until <= self.now) {
+            self.close_refused_meta();
         }
         self.keepalive_timeout();
         self.request_timeout();
@@ -348,12 +352,12 @@ impl Engine {
         self.connection.agreed_version == 0 || self.connection.dialect.has(wire::Features::WRITE_ZEROES)
     }
 
-    /// Whether a volume serves requests of clients.
+    /// Whether a volume serves requests of clients, or keeps them until some node has data again.
     pub fn is_serving(&self, volume: VolumeNumber) -> bool {
         self.volume_index(volume).is_some_and(|index| {
             let state = self.volumes[index].state;
-            state.role == Role::Primary
-                && (state.disk >= DiskState::Inconsistent || state.peer_disk == DiskState::UpToDate)
+            let data = state.disk >= DiskState::Inconsistent || state.peer_disk == DiskState::UpToDate;
+            state.role == Role::Primary && (data || self.suspension.no_data)
         })
     }
 }

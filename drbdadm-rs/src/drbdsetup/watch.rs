@@ -140,12 +140,13 @@ impl WaitTimeouts {
                 _ => continue,
             };
             let text = value.as_deref().unwrap_or_default();
-            let seconds = parse_number(text, Scale::Ones).map_err(|error: OptionError| {
-                complain(&error.to_string());
+            let (sign, digits) = text.strip_prefix('-').map_or(("", text), |digits| ("-", digits));
+            let seconds = parse_number(digits, Scale::Ones).map_err(|error: OptionError| {
+                complain(&error.to_string().replace(digits, text));
                 EXIT_USAGE
             })?;
-            if seconds > WAIT_SECONDS_MAX {
-                complain(&format!("{label} => {seconds} out of range [0..{WAIT_SECONDS_MAX}]"));
+            if seconds > WAIT_SECONDS_MAX || (!sign.is_empty() && seconds > 0) {
+                complain(&format!("{label} => {sign}{seconds} out of range [0..{WAIT_SECONDS_MAX}]"));
                 return Err(EXIT_USAGE);
             }
             *timeout = seconds;
@@ -226,6 +227,7 @@ fn wait_for(
     let mut client = invocation.connect(false)?;
     client.set_answer_timeout(None)?;
     client.watch(None)?;
+    let mut owner: Option<String> = None;
     loop {
         // The time starts anew with everything that happens.
         let item = match next(&mut client, timeout)? {
@@ -233,8 +235,21 @@ fn wait_for(
             Next::TimedOut => return Ok(EXIT_TIMEOUT),
             Next::End => return Ok(0),
         };
-        let StreamItem::Resource { resource, .. } = item else { continue };
-        let Some(device) = resource.device_by_minor(minor) else { continue };
+        let (resource, device) = match &item {
+            StreamItem::Resource { resource, .. } => {
+                // It was there a moment ago. Who takes it down leaves nothing to wait for.
+                if owner.as_ref() == Some(&resource.name) && resource.device_by_minor(minor).is_none() {
+                    return Ok(0);
+                }
+                let Some(device) = resource.device_by_minor(minor) else { continue };
+                (resource, device)
+            }
+            StreamItem::ResourceGone { name, .. } if owner.as_ref() == Some(name) => return Ok(0),
+            // Nor does a dump have it where it went before the stream began.
+            StreamItem::DumpEnd { .. } if owner.is_none() => return Ok(0),
+            _ => continue,
+        };
+        owner = Some(resource.name.clone());
         let arrived = match (for_sync, device.connection) {
             (true, state) => state == ConnectionState::Connected,
             (false, state) => state >= ConnectionState::Connected,
@@ -247,7 +262,7 @@ fn wait_for(
                 return Ok(0);
             }
             if !for_sync {
-                complain(&waiting_anyway(&resource, device));
+                complain(&waiting_anyway(resource, device));
             }
         }
     }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::recorded::Record;
 
-/// The one scenario that looks at commands while a resync runs: this resync never comes to an end.
+/// The one scenario that looks at commands while a resync runs, which never comes to an end here. A verify could begin there.
 const DURING_A_RESYNC: &str = "r12";
 const NO_RESYNC: &str = "--resync-rate=1";
 
@@ -24,7 +24,13 @@ pub(crate) fn records(commands: Vec<Record>) -> Vec<Record> {
 
 fn course_of(commands: &[Value]) -> Value {
     let (first, name) = (&commands[0]["before"], commands[0]["scenario"].as_str().unwrap_or_default());
-    let options = if allows_two_primaries(commands) { json!(["--allow-two-primaries"]) } else { json!([]) };
+    let mut options = Vec::new();
+    if allows_two_primaries(commands) {
+        options.push("--allow-two-primaries");
+    }
+    if name == DURING_A_RESYNC {
+        options.push("--verify-alg=crc32c");
+    }
     let mut setup = json!({});
     for side in ["a", "b"] {
         if first[side].is_object() {
@@ -57,8 +63,9 @@ fn opens(command: &Value) -> bool {
 
 /// What a side is set up as to be in this state.
 fn setup_of(state: &Value) -> Value {
+    // It is there, and has neither disk nor network.
     if state["conn"] == "Unconfigured" {
-        return json!({ "configured": false });
+        return json!({ "attached": false });
     }
     let mut flags = match state["disk"].as_str() {
         Some("UpToDate") => vec!["consistent", "was_up_to_date"],
@@ -91,7 +98,8 @@ fn lasts(states: &Value) -> bool {
     let passing = ["Sync", "Starting", "WFSync", "WFBit"];
     ["a", "b"].iter().all(|side| {
         let state = &states[side];
-        let moves = state["conn"].as_str().is_some_and(|conn| passing.iter().any(|one| conn.starts_with(one)));
+        let moves =
+            state["conn"].as_str().is_some_and(|conn| passing.iter().any(|one| conn.starts_with(one)));
         !moves && state["disk"] != "Failed" && state["pdsk"] != "Failed"
     })
 }

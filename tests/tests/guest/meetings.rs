@@ -64,8 +64,16 @@ impl Record {
             })
     }
 
+    /// Drawn when it was recorded: also by the promotion that came before.
     fn is_random(&self, identifier: &str) -> bool {
-        self.value["random_uuids"].as_array().is_some_and(|list| list.iter().any(|one| one == identifier))
+        let has = |list: &Value| {
+            let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
+            texts.map(without_role).any(|one| one.is_ok_and(|one| without_role(identifier).ok() == Some(one)))
+        };
+        let before = ["a", "b"].map(|side| self.side("before", side));
+        has(&self.value["random_uuids"])
+            || (before.iter().any(|side| has(&side["gi"]))
+                && !before.iter().any(|side| has(&side["metadata"]["gi"])))
     }
 
     /// They do not stay together. Whether a node finds its own reason, or only that the other one has left, is a matter of time.

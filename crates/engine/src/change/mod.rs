@@ -348,6 +348,7 @@ impl Engine {
 
     /// The handshake came to nothing, for good: give the network configuration up (states spec 7.3).
     pub(crate) fn refuse_connection(&mut self) {
+        self.connection.refused = true;
         self.change_connection(
             StateRequest::connection(ConnectionState::Disconnecting),
             Enforcement::Hard,

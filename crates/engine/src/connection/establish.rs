@@ -376,6 +376,13 @@ impl Engine {
         }
     }
 
+    /// A peer that was refused had time to read what it was told.
+    pub(crate) fn close_refused_meta(&mut self) {
+        if let Some((socket, _)) = self.connection.refused_meta.take() {
+            self.out.push(Action::Close { socket, abort: true });
+        }
+    }
+
     /// Closes both sockets.
     pub(crate) fn close_sockets(&mut self, abort: bool) {
         for socket in [self.connection.data.take(), self.connection.meta.take()].into_iter().flatten() {

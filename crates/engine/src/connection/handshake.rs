@@ -154,6 +154,7 @@ impl Engine {
         self.connection.deadline = None;
         self.connection.peer_dry_run = false;
         self.connection.disconnect_sent = false;
+        self.connection.refused = false;
         self.connection.change_reply = None;
         self.connection.sent_epoch = None;
         self.connection.sent_epoch_writes = 0;

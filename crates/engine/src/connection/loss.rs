@@ -54,8 +54,19 @@ impl Engine {
     }
 
     fn begin_loss(&mut self) {
-        // A peer that asked for the end still gets the answer.
-        let graceful = self.connection.state == ConnectionState::TearDown || self.connection.disconnect_sent;
+        // A peer that asked for the end still gets the answer. One that is refused still gets what it was told before: by that
+        // it may find its own reason, or that its data are old. It would not look at that any more if the meta socket ended
+        // as soon.
+        let refused = std::mem::take(&mut self.connection.refused);
+        if refused
+            && self.connection.data.is_some()
+            && let Some(meta) = self.connection.meta.take()
+        {
+            self.close_refused_meta();
+            self.connection.refused_meta = Some((meta, self.now.after(self.ping_timeout())));
+        }
+        let graceful =
+            self.connection.state == ConnectionState::TearDown || self.connection.disconnect_sent || refused;
         if self.connection.establish != Establish::Off {
             self.say(Level::Warning, None, "Discarding network configuration.".to_owned());
         }

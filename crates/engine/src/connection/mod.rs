@@ -90,6 +90,10 @@ pub(crate) struct Connection {
     pub(crate) removed_unheard: Vec<VolumeNumber>,
     pub(crate) peer_dry_run: bool,
     pub(crate) disconnect_sent: bool,
+    /// This node has found a reason to refuse the peer.
+    pub(crate) refused: bool,
+    /// The meta socket of a peer that was refused, and until when it stays open.
+    pub(crate) refused_meta: Option<(SocketId, Time)>,
     /// The peer has closed one socket; its answer to a disconnect may still come on the other, until then.
     pub(crate) answer_until: Option<Time>,
     pub(crate) change_reply: Option<i32>,
@@ -159,6 +163,8 @@ impl Connection {
             removed_unheard: Vec::new(),
             peer_dry_run: false,
             disconnect_sent: false,
+            refused: false,
+            refused_meta: None,
             answer_until: None,
             change_reply: None,
             change_pending: false,

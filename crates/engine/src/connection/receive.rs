@@ -398,6 +398,9 @@ impl Engine {
         if is_data && self.connection.establish.is_settling() && matches!(loss, SocketLoss::Malformed(_)) {
             self.end_search();
         }
+        if self.connection.refused_meta.is_some_and(|(meta, _)| meta == socket) {
+            self.connection.refused_meta = None;
+        }
         if self.attempt_socket_down(socket) || (!is_data && !is_meta) {
             return;
         }

@@ -1,6 +1,8 @@
 //! Disks and links that fail half-way, and what must still be so afterwards.
 
-use udrbd_engine::interface::{Command, CommandId, DiskOptions, Event, Operation};
+use udrbd_engine::interface::{
+    Command, CommandId, DiskOptions, Event, NetOptions, OnNoData, Operation, ResourceOptions,
+};
 use udrbd_metadata::{Flags, Layout, Placement, Striping};
 use udrbd_units::{ConnectionState, DiskState, GenerationId, Sector, VolumeNumber};
 use udrbd_wire as wire;
@@ -108,7 +110,7 @@ fn an_extent_leaves_the_log_only_with_its_data_flushed() {
     for node in 0..2 {
         options(&mut pair, node, DiskOptions { al_extents: 67, ..fast() });
     }
-    pair.connect(&udrbd_engine::interface::NetOptions::default());
+    pair.connect(&NetOptions::default());
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
     promote(&mut pair, 0, true);
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
@@ -257,7 +259,7 @@ fn an_attach_that_fails_leaves_nothing_behind_for_the_next() {
     pair.write(0, 0, 1, 4096).unwrap();
     pair.write(0, 33 * EXTENT, 1, 4096).unwrap();
     pair.kill(0);
-    pair.start_diskless(0, udrbd_engine::interface::ResourceOptions::default());
+    pair.start_diskless(0, ResourceOptions::default());
     let page = layout(&pair).bitmap_page(0).0;
     pair.nodes[0].bad_metadata = page..page + 8;
     pair.nodes[0].stuck_metadata = true;
@@ -340,7 +342,7 @@ fn one_block_behind(sectors: u64) -> Pair {
         pair.start(node, DiskOptions { al_extents: 67, ..fast() });
         pair.command(node, Command::PauseSync { volume: VOLUME }).unwrap();
     }
-    pair.connect(&udrbd_engine::interface::NetOptions::default());
+    pair.connect(&NetOptions::default());
     pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::PausedSyncT);
     promote(&mut pair, 0, false);
     pair
@@ -528,4 +530,53 @@ fn what_a_peer_loses_with_its_cache_while_io_is_suspended_is_resynced() {
     assert_eq!(pair.differences(), Vec::<u64>::new(), "{}", pair.describe());
     pair.pass(60);
     assert_eq!(pair.nodes[0].status().counters.out_of_sync_sectors, 0);
+}
+
+#[test]
+fn who_comes_while_no_node_has_data_waits_with_the_others() {
+    let mut pair = synced();
+    let options = ResourceOptions { on_no_data: OnNoData::SuspendIo };
+    pair.command(0, Command::ResourceOptions(options)).unwrap();
+    let serves = |pair: &Pair| pair.nodes[0].engine.as_ref().unwrap().is_serving(VOLUME);
+    pair.command(0, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    // Until it knows the generation the peer goes on with.
+    pair.pass(2);
+    assert!(serves(&pair));
+    pair.refused = true;
+    pair.break_wires();
+    pair.settle();
+    assert!(pair.nodes[0].engine.as_ref().unwrap().status().suspended_no_data);
+    assert!(serves(&pair));
+    let id = pair.submit(0, WRITE, 0, &[7; 4096], 4096);
+    pair.pass(30);
+    assert!(!pair.nodes[0].completions.contains_key(&id));
+    pair.refused = false;
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+    assert!(pair.nodes[0].completions[&id].0.is_ok());
+    assert_eq!(pair.nodes[1].load(0, 4096), [7; 4096]);
+    // Without data, and where nothing waits for them, nobody is served.
+    pair.refused = true;
+    pair.break_wires();
+    pair.settle();
+    pair.command(0, Command::ResumeIo { volume: VOLUME }).unwrap();
+    assert!(!serves(&pair));
+}
+
+#[test]
+fn a_peer_that_is_refused_still_gets_what_it_was_told() {
+    let mut pair = Pair::new();
+    for (node, algorithm) in ["crc32c", ""].into_iter().enumerate() {
+        let options = NetOptions { verify_alg: algorithm.to_owned(), ..NetOptions::default() };
+        pair.command(node, Command::Connect(Box::new(options))).unwrap();
+    }
+    pair.until(|pair| pair.nodes.iter().any(|node| node.says("Different verify-alg settings")));
+    pair.until(|pair| pair.nodes.iter().any(|node| node.status().connection == ConnectionState::StandAlone));
+    let refusing = pair.nodes.iter().position(|node| node.says("Different verify-alg settings")).unwrap();
+    let of_refusing = |pair: &Pair| -> Vec<bool> {
+        pair.aborts.iter().filter(|(node, _)| *node == refusing).map(|(_, abort)| *abort).collect()
+    };
+    // By what was on its way the peer may find that its own data are old. It stops to read when the meta socket ends.
+    assert_eq!(of_refusing(&pair), [false], "{}", pair.describe());
+    pair.pass(30);
+    assert_eq!(of_refusing(&pair), [false, true], "{}", pair.describe());
 }

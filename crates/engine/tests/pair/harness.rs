@@ -86,6 +86,8 @@ pub(crate) struct Pair {
     pub(crate) refused: bool,
     pub(crate) sectors: u64,
     pub(crate) packets: Vec<(usize, udrbd_wire::Packet)>,
+    /// Which sockets nodes have closed, and whether with what was not sent yet.
+    pub(crate) aborts: Vec<(usize, bool)>,
     /// What happens next is left to chance: the state of a generator of random numbers.
     pub(crate) chance: Option<u64>,
     /// What the next engine's coins depend on.
@@ -202,6 +204,7 @@ impl Pair {
             refused: false,
             sectors,
             packets: Vec::new(),
+            aborts: Vec::new(),
             chance: None,
             seed: 1,
             plain: false,
@@ -686,7 +689,10 @@ impl Pair {
             Action::Listen => self.nodes[node].listening = true,
             Action::StopListening => self.nodes[node].listening = false,
             Action::Connect { socket, .. } => self.dial(node, socket),
-            Action::Close { socket, .. } => self.close((node, socket)),
+            Action::Close { socket, abort } => {
+                self.aborts.push((node, abort));
+                self.close((node, socket));
+            }
             Action::Send { socket, volume, packet, payload, digest, sent, .. } => {
                 self.send(node, socket, volume, packet, payload, digest);
                 if let Some(token) = sent {
