@@ -57,10 +57,13 @@ impl Session<'_> {
 
     /// Waits for the peers of all volumes at once, as long as the operator wants to.
     pub(super) fn wait_connect_interactive(&mut self) -> Result<i32, Exit> {
-        if !self.system.has_terminal() {
-            let warning = "WARN: stdin/stdout is not a TTY; using /dev/console";
+        let warning = "WARN: stdin/stdout is not a TTY; using /dev/console";
+        let elsewhere = !self.system.has_terminal();
+        if elsewhere {
             self.complain(warning);
-            self.print(warning);
+            if self.line.dry_run > 0 {
+                self.print(warning);
+            }
         }
         let mut calls = Vec::new();
         let resources = self.configuration.resources.clone();
@@ -76,7 +79,14 @@ impl Session<'_> {
                 calls.push(call);
             }
         }
-        if self.line.dry_run > 0 || calls.is_empty() {
+        if self.line.dry_run > 0 {
+            return Ok(0);
+        }
+        if calls.is_empty() {
+            // Where the dialog is elsewhere nothing else comes to standard output.
+            if elsewhere {
+                self.print(warning);
+            }
             return Ok(0);
         }
         let Some(first) = resources.first() else { return Ok(0) };

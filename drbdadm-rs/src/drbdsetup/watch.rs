@@ -235,19 +235,24 @@ fn wait_for(
             Next::TimedOut => return Ok(EXIT_TIMEOUT),
             Next::End => return Ok(0),
         };
-        let (resource, device) = match &item {
-            StreamItem::Resource { resource, .. } => {
-                // It was there a moment ago. Who takes it down leaves nothing to wait for.
-                if owner.as_ref() == Some(&resource.name) && resource.device_by_minor(minor).is_none() {
-                    return Ok(0);
-                }
-                let Some(device) = resource.device_by_minor(minor) else { continue };
-                (resource, device)
-            }
-            StreamItem::ResourceGone { name, .. } if owner.as_ref() == Some(name) => return Ok(0),
-            // Nor does a dump have it where it went before the stream began.
-            StreamItem::DumpEnd { .. } if owner.is_none() => return Ok(0),
+        let found = match &item {
+            StreamItem::Resource { resource, .. } => match resource.device_by_minor(minor) {
+                Some(device) => Some((resource, device)),
+                None if owner.as_ref() == Some(&resource.name) => None,
+                None => continue,
+            },
+            StreamItem::ResourceGone { name, .. } if owner.as_ref() == Some(name) => None,
+            // It went before the stream began.
+            StreamItem::DumpEnd { .. } if owner.is_none() => None,
             _ => continue,
+        };
+        let Some((resource, device)) = found else {
+            // Who takes it down ends the wait as a disconnect does.
+            if !after_split_brain {
+                return Ok(0);
+            }
+            owner = None;
+            continue;
         };
         owner = Some(resource.name.clone());
         let arrived = match (for_sync, device.connection) {

@@ -406,8 +406,35 @@ fn waiting_ends_by_state_or_time() {
                  degr-wfc-timeout implicitly set to wfc-timeout (1s)\n\
                  outdated-wfc-timeout has to be shorter than degr-wfc-timeout\n\
                  outdated-wfc-timeout implicitly set to degr-wfc-timeout (1s)\n";
-    let daemon = Daemon::holding(waiting, Vec::new());
+    let daemon = Daemon::holding(waiting.clone(), Vec::new());
     check(daemon.directory(), "wait-connect 0 --wfc-timeout=1", 5, "", notes);
+    check(
+        daemon.directory(),
+        "wait-connect 0 --wfc-timeout=-1",
+        20,
+        "",
+        "wfc_timeout => -1 out of range [0..300000]\n",
+    );
+    check(daemon.directory(), "wait-connect 0 --wfc-timeout=-x", 20, "", "-x is not a valid number\n");
+}
+
+#[test]
+fn waiting_ends_with_what_it_waits_for() {
+    let mut waiting = healthy();
+    waiting.resources[0].devices[0].connection = ConnectionState::WFConnection;
+    let name = waiting.resources[0].name.clone();
+    let mut without = waiting.resources[0].clone();
+    without.devices.clear();
+    let gone = StreamItem::ResourceGone { time_us: 0, name };
+    let removed = StreamItem::Resource { time_us: 0, resource: Box::new(without) };
+    for item in [gone, removed] {
+        let daemon = Daemon::holding(waiting.clone(), vec![item]);
+        let timeouts = "--wfc-timeout=1 --degr-wfc-timeout=1 --outdated-wfc-timeout=1";
+        check(daemon.directory(), &format!("wait-connect 0 {timeouts}"), 0, "", "");
+        check(daemon.directory(), &format!("wait-sync 0 {timeouts}"), 0, "", "");
+        // Who waits also after a disconnect waits for it to come back.
+        check(daemon.directory(), &format!("wait-connect 0 --wait-after-sb {timeouts}"), 5, "", "");
+    }
 }
 
 /// The folders of `part` in the project and, if it is named, in the extra vectors.

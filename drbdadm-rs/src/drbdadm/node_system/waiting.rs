@@ -136,8 +136,10 @@ pub(super) fn wait_for_all(mut children: Vec<Child>, dialog: &WaitDialog, has_te
             break;
         }
         console.print(" To abort waiting enter 'yes' [ -- ]:");
+        last_redraw = None;
     }
-    console.print("\n");
+    // The end of the line is the program's, as in the original, wherever the dialog was.
+    println!();
 }
 
 fn any_running(children: &mut [Child]) -> bool {
