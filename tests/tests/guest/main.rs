@@ -51,7 +51,7 @@ const CASES: &[Case] = &[
     Case::new("meetings_of_kernel_and_udrbd_end_as_between_two_kernels", meetings::kernel_first),
     Case::new("courses_of_udrbd_and_kernel_end_as_between_two_kernels", recorded::udrbd_first),
     Case::new("courses_of_kernel_and_udrbd_end_as_between_two_kernels", recorded::kernel_first),
-    Case::new("both_wait_alike_for_their_peer_at_the_start", startup::both_wait_alike),
+    Case::long("both_wait_alike_for_their_peer_at_the_start", startup::both_wait_alike),
     Case::new("kernel_pair_resyncs_after_a_cut_link", link::kernel_pair),
     Case::new("udrbd_resyncs_a_kernel_peer_after_a_cut_link", link::udrbd_primary),
     Case::new("kernel_resyncs_an_udrbd_peer_after_a_cut_link", link::kernel_primary),

@@ -202,8 +202,10 @@ fn what_happens_meanwhile(duo: &mut Duo) -> Result<()> {
 fn by_configuration(duo: &mut Duo) -> Result<()> {
     let startup =
         "wfc-timeout 5; degr-wfc-timeout 4; outdated-wfc-timeout 4; wait-after-sb; become-primary-on HOST;";
+    let host = duo.guest.sh("hostname")?.trim().to_owned();
     for side in [duo.first.clone(), duo.second.clone()] {
-        let Replica { resource, minor, disk, own, peer, node, .. } = &side;
+        let Replica { resource, minor, disk, own, peer, .. } = &side;
+        let node = if side.kind == Kind::Kernel { &host } else { &side.node };
         let here = format!("device /dev/drbd{minor} minor {minor}; disk {disk}; meta-disk internal;");
         let startup = startup.replace("HOST", node);
         duo.guest.sh(&format!(
@@ -216,7 +218,7 @@ fn by_configuration(duo: &mut Duo) -> Result<()> {
     let folder = built_binaries()?;
     let call = |side: &Replica, words: &str| {
         let program = match side.kind {
-            Kind::Kernel => format!("env __DRBD_NODE__={} drbdadm", side.node),
+            Kind::Kernel => "drbdadm".to_owned(),
             Kind::Udrbd => format!(
                 "env UDRBD_RUN_DIR={} __DRBD_NODE__={} PATH={folder}:$PATH {folder}/drbdadm",
                 side.run_dir,
