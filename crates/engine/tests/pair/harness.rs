@@ -580,14 +580,6 @@ impl Pair {
         None
     }
 
-    /// A stranger calls. Returns how many sockets are closed on that.
-    pub(crate) fn call(&mut self, node: usize, socket: SocketId) -> usize {
-        let mut actions = Vec::new();
-        let Some(engine) = &mut self.nodes[node].engine else { return 0 };
-        engine.handle(self.now, Event::Accepted(socket), &mut actions);
-        actions.iter().filter(|action| matches!(action, Action::Close { .. })).count()
-    }
-
     /// A handler ends.
     pub(crate) fn handler_exit(&mut self, node: usize, handler: HandlerId, status: i32) {
         self.events.push_back((node, Event::HandlerExit { handler, status }));
