@@ -183,7 +183,11 @@ impl Engine {
         let state = self.volumes[index].state.connection;
         let forgets = self.bug(Bug::ForgetPeersBits);
         let volume = &mut self.volumes[index];
-        let Some(disk) = &mut volume.disk else { return Verdict::Reconnect };
+        let Some(disk) = &mut volume.disk else {
+            // The peer sent it before it heard that the disk has gone. A Primary without a disk needs the connection.
+            volume.exchange.receiver = None;
+            return Verdict::Good;
+        };
         let bits = disk.bitmap.bits();
         let receiver = volume.exchange.receiver.get_or_insert_with(|| BitmapReceiver::new(bits, dialect));
         let mut unused = Bitmap::new(udrbd_units::Sector(bits * 8));
