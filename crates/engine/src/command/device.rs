@@ -24,6 +24,8 @@ pub(crate) enum Then {
     Durable(u64),
     /// The volume is gone, whatever the peer thought of it.
     Removed,
+    /// Nothing; but before the peer is asked to give up its copy, the superblock here says that this one is good.
+    ReplyToSource,
 }
 
 /// A change of one volume's state by a command.
@@ -54,6 +56,9 @@ impl DeviceCommand {
 
 impl Engine {
     pub(crate) fn run_device(&mut self, command: &mut DeviceCommand) -> bool {
+        if command.then == Then::ReplyToSource && !self.superblock_is_current(command.index) {
+            return false;
+        }
         if let Some(request) = &mut command.request {
             let Some(result) = self.poll_request(request) else { return false };
             command.request = None;
@@ -72,7 +77,7 @@ impl Engine {
         }
         let index = command.index;
         let over = match command.then {
-            Then::Reply | Then::ReplyAlways => true,
+            Then::Reply | Then::ReplyAlways | Then::ReplyToSource => true,
             Then::Removed => {
                 self.remove_volume(index);
                 true
@@ -127,7 +132,9 @@ impl Engine {
 
     fn start_full_resync(&mut self, id: CommandId, index: usize, side: ConnectionState) {
         let request = StateRequest::connection(side);
-        let command = DeviceCommand::new(id, index, request, Verbosity::Verbose, Then::Reply);
+        let then =
+            if side == ConnectionState::StartingSyncS { Then::ReplyToSource } else { Then::Reply };
+        let command = DeviceCommand::new(id, index, request, Verbosity::Verbose, then);
         self.commands.push(Running::Device(command));
     }
 

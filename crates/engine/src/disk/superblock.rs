@@ -24,6 +24,13 @@ impl Engine {
             .is_none_or(|disk| disk.abandoned || disk.superblock_durable >= version)
     }
 
+    /// Whether the superblock on stable storage says what this node knows. A target that has finished is UpToDate before that is
+    /// written: until then nobody may rely on its disk alone, or a crash would leave a pair without good data.
+    pub(crate) fn superblock_is_current(&self, index: usize) -> bool {
+        let version = self.volumes[index].disk.as_ref().map_or(0, |disk| disk.superblock_version);
+        self.superblock_is_durable(index, version)
+    }
+
     /// Writes the superblock if it has changed. Returns whether it did.
     pub(crate) fn write_superblock(&mut self, index: usize) -> bool {
         let Some(disk) = &self.volumes[index].disk else { return false };

@@ -4,7 +4,7 @@ mod epoch;
 mod read;
 mod write;
 
-use udrbd_units::SectorRange;
+use udrbd_units::{ConnectionState, SectorRange};
 use udrbd_wire as wire;
 
 pub(crate) use epoch::{CachedWrite, PeerEpoch};
@@ -99,6 +99,12 @@ impl Engine {
             wire::Packet::Bitmap | wire::Packet::CompressedBitmap(_) => self.may_take_bitmap(index),
             // The peer's identifiers wait for a change of state under way (states spec 6.3 step 4).
             wire::Packet::Uuids(_) => !self.volumes[index].state_locked,
+            // It is about to give up its copy for the one here.
+            wire::Packet::StateChangeRequest(change)
+                if change.connection == Some(ConnectionState::StartingSyncT) =>
+            {
+                self.superblock_is_current(index)
+            }
             _ => true,
         }
     }
