@@ -254,6 +254,7 @@ impl Engine {
         progress |= self.run_bitmap_io(index);
         progress |= self.write_superblock(index);
         progress |= self.current_became_durable(index);
+        progress |= self.generation_of_handshake_is_durable(index);
         progress |= self.run_sync_uuid(index);
         progress |= self.run_starting_sync(index);
         progress |= self.run_resync_start(index);

@@ -34,6 +34,8 @@ pub(crate) struct Pondering {
     taken: usize,
     /// The handler that runs.
     handler: Option<HandlerId>,
+    /// It waits for the own new generation to be on disk.
+    awaits_generation: bool,
 }
 
 impl Engine {
@@ -281,8 +283,12 @@ impl Engine {
         let before = before.filter(|before| same(before));
         let facts = before.as_ref().map_or(facts, |before| before.facts);
         let taken = before.map_or(0, |before| before.taken);
-        let mut pondering = Pondering { facts, received, taken, handler: None };
+        let mut pondering = Pondering { facts, received, taken, handler: None, awaits_generation: false };
         let mut decision = handshake(&facts);
+        if self.begins_generation_first(index, &facts, decision.outcome) {
+            self.volumes[index].pondering = Some(Box::new(Pondering { awaits_generation: true, ..pondering }));
+            return Handshaken::Later;
+        }
         let first = std::mem::take(&mut decision.steps);
         if !self.take_steps(index, &first, 0, &mut pondering) {
             self.volumes[index].pondering = Some(Box::new(pondering));
@@ -324,6 +330,48 @@ impl Engine {
             self.begin_full_sync(index);
         }
         Handshaken::Connection(connection)
+    }
+
+    /// A Primary whose peer has crashed, or both, finds it back with the same identifiers, and is the source (rule 41). Until the
+    /// resync has a name it writes what the peer does not get: should it fail before, the two would look equal once more, and a
+    /// coin decide whose data are kept. So a new generation comes first, and the decision is made with that. (8.4.11 goes on as
+    /// it is; where such a peer needs no resync it begins a generation, too: "can not thaw IO with an only Consistent peer".)
+    /// Returns whether it begins one.
+    fn begins_generation_first(
+        &mut self,
+        index: usize,
+        facts: &HandshakeFacts,
+        outcome: HandshakeOutcome,
+    ) -> bool {
+        let nameless = !facts.own.bitmap.is_some()
+            && facts.own.current.same_generation(facts.peer.set.current)
+            && facts.effective_disk() == DiskState::UpToDate
+            && facts.peer_disk > DiskState::Inconsistent;
+        let source = matches!(outcome, HandshakeOutcome::Source { .. });
+        let joining = self.volumes[index].state.connection < ConnectionState::Connected;
+        if !nameless || !source || !joining || facts.own_role != Role::Primary {
+            return false;
+        }
+        self.volumes[index].flags.new_current_due = false;
+        self.new_current_generation(index);
+        self.send_uuids(index, 0);
+        true
+    }
+
+    /// The new generation that a decision waited for is on disk. Returns whether one did.
+    pub(crate) fn generation_of_handshake_is_durable(&mut self, index: usize) -> bool {
+        let volume = &mut self.volumes[index];
+        let waits = volume.pondering.as_ref().is_some_and(|pondering| pondering.awaits_generation);
+        if !waits || volume.current_due.is_some() {
+            return false;
+        }
+        let Some(pondering) = volume.pondering.take() else { return false };
+        if self.connection.state > ConnectionState::TearDown {
+            let verdict = self.state_received(index, pondering.received);
+            self.obey(verdict, "ReportState");
+        }
+        self.attention = true;
+        true
     }
 
     /// Keeps what people are to be told of a split brain, solved or not, and begins an undo for the victim.

@@ -22,6 +22,7 @@ mod split_brain;
 mod stuck;
 mod two_primaries;
 mod undo;
+mod unnoticed;
 mod verify;
 
 use harness::{Pair, VOLUME};
