@@ -5,7 +5,7 @@ use udrbd_units::{GenerationId, Role};
 
 use crate::Engine;
 use crate::bugs::Bug;
-use crate::generation::GenerationSet;
+use crate::generation::{GenerationSet, TargetOfResync};
 use crate::interface::Level;
 
 /// The identifiers in a superblock.
@@ -45,10 +45,12 @@ impl Engine {
         let forget = self.bug(Bug::ForgetOldGeneration);
         let primary = self.volumes[index].state.role == Role::Primary;
         let mut overwritten = None;
-        let doubtful = std::mem::take(&mut self.volumes[index].flags.source_of_equals);
+        let target = self.doubtful_target(index);
+        let flags = &mut self.volumes[index].flags;
+        (flags.source_of_equals, flags.target) = (false, TargetOfResync::Unknown);
         let version = self.change_generations(index, |set| {
-            if doubtful && set.bitmap.is_some() {
-                set.new_current_of_doubtful_source(random, primary);
+            if let Some(target) = target {
+                set.new_current_of_doubtful_source(random, primary, target);
             } else {
                 overwritten = set.new_current(random, primary);
             }
@@ -64,6 +66,25 @@ impl Engine {
             self.volumes[index].current_due = Some(version);
         }
         version
+    }
+
+    /// The target of a resync of which this node was the source, where it may have taken over the current generation and this
+    /// node does not know. What is written here from now on must not pass for what the peer has, and what the peer has must
+    /// not pass for the successor of what is written here: 8.4.11 begins no generation in that case, so should the target be
+    /// promoted, what the source has written meanwhile is discarded in silence.
+    pub(crate) fn doubtful_target(&self, index: usize) -> Option<TargetOfResync> {
+        let set = self.generations(index).filter(|set| set.bitmap.is_some())?;
+        let flags = &self.volumes[index].flags;
+        if flags.source_of_equals {
+            return Some(TargetOfResync::HoldsCurrent);
+        }
+        match flags.target {
+            // A node that was started since knows by its identifiers that there was one; that it was not done is likely.
+            TargetOfResync::Unknown => {
+                set.is_source_of_unended_resync().then_some(TargetOfResync::WasSentAll)
+            }
+            target => target.may_be_done().then_some(target),
+        }
     }
 
     /// Tells the identifiers to the log.

@@ -11,7 +11,7 @@ use crate::connection::Pondering;
 use crate::disk::attach::Attaching;
 use crate::disk::bitmap_io::BitmapIo;
 use crate::disk::resize::Resizing;
-use crate::generation::{GenerationSet, SplitBrain};
+use crate::generation::{GenerationSet, SplitBrain, TargetOfResync};
 use crate::interface::{ClientRequest, Counters, DiskOptions, DiskProperties, Time, WaitingClients};
 use crate::intervals::IntervalSet;
 use crate::resync::exchange::Exchange;
@@ -45,8 +45,10 @@ pub(crate) struct VolumeFlags {
     pub(crate) crashed_primary: bool,
     pub(crate) consider_resync: bool,
     pub(crate) new_current_due: bool,
-    /// This node is, or was when the link was lost, the source of a resync between disks that were equal.
+    /// This node is the source of a resync between disks that were equal.
     pub(crate) source_of_equals: bool,
+    /// What this node knows of the target of the last resync from here, if that has not ended.
+    pub(crate) target: TargetOfResync,
     pub(crate) discard_my_data: bool,
     pub(crate) use_degraded_wfc_timeout: bool,
     pub(crate) resync_after_negotiating: bool,

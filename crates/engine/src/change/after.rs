@@ -3,6 +3,7 @@
 use udrbd_units::{ConnectionState, DiskState, Role};
 
 use crate::Engine;
+use crate::generation::TargetOfResync;
 use crate::interface::Handler;
 use crate::state::{StateRequest, Suspension, VolumeState, contact_to_peers_data_lost, state_range};
 
@@ -160,12 +161,9 @@ impl Engine {
     /// A10 and A11: the peer's data can no longer follow, so the data here are a new generation.
     fn peer_data_lost(&mut self, index: usize, old: VolumeState, new: VolumeState) {
         let Some(set) = self.generations(index) else { return };
-        // The target of a resync between equals may never have begun, or be done: what is written here from now on must
-        // not pass for what it has.
-        let doubtful = self.volumes[index].flags.source_of_equals
+        let doubtful = self.resync_from_here_is_cut_short(index, old, new)
             && new.role == Role::Primary
-            && old.connection >= ConnectionState::Connected
-            && new.connection < ConnectionState::Connected;
+            && self.doubtful_target(index).is_some();
         if !self.volumes[index].has_disk()
             || (set.bitmap.is_some() && !doubtful)
             || new.disk < DiskState::UpToDate
@@ -192,6 +190,23 @@ impl Engine {
         }
         self.new_current_generation(index);
         self.send_uuids(index, 0);
+    }
+
+    /// Whether a resync of which this node is the source ends before its time. What is known of the target then is kept.
+    fn resync_from_here_is_cut_short(&mut self, index: usize, old: VolumeState, new: VolumeState) -> bool {
+        use ConnectionState::{Ahead, Connected, PausedSyncS, SyncSource};
+        let is_source = |state: VolumeState| matches!(state.connection, SyncSource | PausedSyncS);
+        let ended = self.generations(index).is_none_or(|set| !set.bitmap.is_some());
+        if is_source(old) && !is_source(new) && new.connection != Ahead && !ended {
+            // One that ends with blocks it could not get says so.
+            let told = new.connection == Connected && new.peer_disk == DiskState::Inconsistent;
+            self.volumes[index].flags.target =
+                if told { TargetOfResync::Unfinished } else { self.look_at_target(index) };
+            return true;
+        }
+        self.volumes[index].flags.source_of_equals
+            && old.connection >= Connected
+            && new.connection < Connected
     }
 
     /// A12 and A13: a role was given up, so the bitmap is written before the superblock says so.

@@ -229,11 +229,11 @@ impl Engine {
         let state = self.volumes[index].state;
         if self.volumes[index].has_disk() {
             let alone = state.connection < ConnectionState::Connected || state.peer_disk <= DiskState::Failed;
-            let doubtful = self.volumes[index].flags.source_of_equals;
+            let doubtful = self.doubtful_target(index).is_some();
             let unrotated = self.generations(index).is_some_and(|set| !set.bitmap.is_some() || doubtful);
             // What A10 is about to do for the same change must not be done twice (states spec 14.1).
             self.run_after();
-            let doubtful = self.volumes[index].flags.source_of_equals;
+            let doubtful = self.doubtful_target(index).is_some();
             let unrotated =
                 unrotated && self.generations(index).is_some_and(|set| !set.bitmap.is_some() || doubtful);
             if (alone && unrotated) || (promotion.forced && self.volumes[index].current_due.is_none()) {

@@ -110,6 +110,7 @@ impl Engine {
         flags.was_io_error = false;
         flags.was_read_error = false;
         flags.force_detach = false;
+        flags.target = crate::generation::TargetOfResync::Unknown;
         self.volumes[index].verify_range = crate::resync::VerifyRange::default();
         let change = self.change_state(index, StateRequest::disk(DiskState::Attaching));
         if !change.is_success() {

@@ -21,4 +21,4 @@ pub use handshake::{
 };
 pub use policy::{ResyncPolicies, seen_from_the_peer};
 pub use prospect::{PolicyProspect, Primaries, Prospect, Side, SplitBrain, prospects};
-pub use set::{GenerationSet, PeerFlags, PeerGeneration, SYNC_IDENTIFIER_OFFSET};
+pub use set::{GenerationSet, PeerFlags, PeerGeneration, SYNC_IDENTIFIER_OFFSET, TargetOfResync};

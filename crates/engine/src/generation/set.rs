@@ -50,13 +50,25 @@ impl GenerationSet {
         self.set_current(self.current, primary);
     }
 
-    /// Starts a new generation on the source of a resync between two disks that were equal (`invalidate`), whose end is
-    /// not known: the peer may still hold the current generation, or have begun to take over the one in the bitmap slot.
-    /// Both stay known, so that neither is taken for an ancestor of what is written from now on.
-    pub fn new_current_of_doubtful_source(&mut self, random: u64, primary: bool) {
-        self.history = [self.bitmap, self.history[0]];
-        self.bitmap = self.current;
+    /// Starts a new generation on the source of a resync whose end is not known: the peer may hold the current generation,
+    /// or have begun to take over the one in the bitmap slot. Both stay known, so that neither is taken for an ancestor of
+    /// what is written from now on. What the peer holds most likely is in the bitmap slot then; if it holds the other one, it
+    /// gets every block.
+    pub fn new_current_of_doubtful_source(&mut self, random: u64, primary: bool, target: TargetOfResync) {
+        if target == TargetOfResync::HoldsCurrent {
+            self.history = [self.bitmap, self.history[0]];
+            self.bitmap = self.current;
+        } else {
+            self.history = [self.current, self.history[0]];
+        }
         self.set_current(GenerationId(random), primary);
+    }
+
+    /// Whether the bitmap identifier is the name of a resync from here that has not ended here, and under which nothing has
+    /// been written since. (One that was made up at random cannot be told.)
+    pub fn is_source_of_unended_resync(&self) -> bool {
+        let name = GenerationId(self.history[0].0.wrapping_add(SYNC_IDENTIFIER_OFFSET));
+        self.bitmap.is_some() && self.history[0].is_some() && self.bitmap.same_generation(name)
     }
 
     /// Starts a new generation (`drbd_uuid_new_current`): the present one becomes the bitmap's. `random` is 64 random
@@ -139,6 +151,27 @@ impl GenerationSet {
 impl fmt::Display for GenerationSet {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}:{}:{}:{}", self.current, self.bitmap, self.history[0], self.history[1])
+    }
+}
+
+/// What a source knows of the target of a resync that has not ended here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum TargetOfResync {
+    /// Nothing: there was none, or this node was started since.
+    #[default]
+    Unknown,
+    /// It lacks blocks that were not sent, so it has not ended there either.
+    Unfinished,
+    /// All blocks were sent, and it has not said of all that they are written.
+    WasSentAll,
+    /// It has said so; or the disks were equal before, so that it holds the current generation also if it has not begun.
+    HoldsCurrent,
+}
+
+impl TargetOfResync {
+    /// Whether it may have ended there.
+    pub const fn may_be_done(self) -> bool {
+        matches!(self, Self::WasSentAll | Self::HoldsCurrent)
     }
 }
 

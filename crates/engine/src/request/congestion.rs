@@ -74,6 +74,9 @@ impl Engine {
         if policy != Some(OnCongestion::PullAhead) {
             self.refuse_connection();
         } else {
+            // The target of a resync may be done and not have said so: then it does not come to be Behind.
+            let target = self.look_at_target(index);
+            let syncing = self.volumes[index].state.is_syncing();
             let request = StateRequest::connection(ConnectionState::Ahead);
             self.change_volume(index, request, Enforcement::Hard, Verbosity::Verbose);
             // The peer learns of it before it learns of the first write that it does not get.
@@ -81,7 +84,11 @@ impl Engine {
             // What is written now is here only. Should this node lose its role before the link, nothing else would tell that
             // from what the peer has (DRBD begins no generation here).
             let unnamed = self.generations(index).is_some_and(|set| !set.bitmap.is_some());
-            if unnamed && self.volumes[index].state.connection == ConnectionState::Ahead {
+            if syncing {
+                self.volumes[index].flags.target = target;
+            }
+            let doubtful = syncing && self.doubtful_target(index).is_some();
+            if (unnamed || doubtful) && self.volumes[index].state.connection == ConnectionState::Ahead {
                 self.new_current_generation(index);
                 self.send_uuids(index, 0);
             }

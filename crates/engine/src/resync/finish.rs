@@ -5,7 +5,7 @@ use udrbd_units::{ConnectionState, DiskState};
 use super::{Finish, WaitingRead};
 use crate::Engine;
 use crate::change::Verbosity;
-use crate::generation::GenerationSet;
+use crate::generation::{GenerationSet, TargetOfResync};
 use crate::interface::{Handler, Level};
 use crate::peer::PeerOperation;
 use crate::slab::Key;
@@ -151,6 +151,7 @@ impl Engine {
             }
         } else {
             self.volumes[index].flags.source_of_equals = false;
+            self.volumes[index].flags.target = TargetOfResync::Unknown;
             self.conclude_generations(index, target);
         }
         self.change_volume(index, request, Enforcement::Soft, Verbosity::Verbose);

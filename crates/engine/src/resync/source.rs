@@ -5,6 +5,7 @@ use udrbd_wire as wire;
 
 use super::throttle::PAUSE;
 use crate::Engine;
+use crate::generation::TargetOfResync;
 use crate::peer::PeerOperation;
 use crate::resync_extents::{Begin, ResyncExtents, ResyncLock};
 use crate::slab::Key;
@@ -192,6 +193,30 @@ impl Engine {
             self.send_out_of_sync(index, range);
         }
         self.source_may_be_done(index);
+    }
+
+    /// What a source whose resync ends before its time knows of the target. It may have everything: a bit that is set here for
+    /// a block that was sent, or for a write that is not over, may be clear there. One for any other is set there as well.
+    pub(crate) fn look_at_target(&self, index: usize) -> TargetOfResync {
+        let volume = &self.volumes[index];
+        let Some(disk) = &volume.disk else { return TargetOfResync::Unknown };
+        if !volume.resync.running {
+            // What was sent is forgotten.
+            return TargetOfResync::WasSentAll;
+        }
+        let set = |range: SectorRange| range.touched_blocks().map_or(0, |blocks| disk.bitmap.count(blocks));
+        let sent = volume.resync.sent_blocks.iter().map(|(start, bytes)| SectorRange::new(*start, *bytes));
+        let own = self.log.iter().filter_map(|key| self.requests.get(*key));
+        let written = own.filter(|request| request.volume == index && request.barrier_expected);
+        let written: u64 = written.map(|request| set(request.range)).sum();
+        let left = disk.bitmap.set_count().saturating_sub(written);
+        if left == 0 {
+            TargetOfResync::HoldsCurrent
+        } else if left <= sent.map(set).sum() {
+            TargetOfResync::WasSentAll
+        } else {
+            TargetOfResync::Unfinished
+        }
     }
 
     /// The target could not write a block.

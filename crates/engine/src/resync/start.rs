@@ -6,6 +6,7 @@ use super::Start;
 use crate::Engine;
 use crate::change::Verbosity;
 use crate::connection::parameters::Verdict;
+use crate::generation::TargetOfResync;
 use crate::handlers::Reason;
 use crate::interface::{Handler, Level};
 use crate::state::{Enforcement, StateRequest, VolumeState};
@@ -76,6 +77,7 @@ impl Engine {
             return true;
         }
         self.volumes[index].flags.source_of_equals = from == ConnectionState::StartingSyncS;
+        self.volumes[index].flags.target = TargetOfResync::Unknown;
         self.begin_resync(index, side);
         true
     }

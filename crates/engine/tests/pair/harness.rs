@@ -300,6 +300,14 @@ impl Pair {
         }
     }
 
+    /// All connections break, and what is on its way to a node is lost.
+    pub(crate) fn break_wires_before(&mut self, node: usize) {
+        for (_, queue) in self.pending.iter_mut().filter(|((owner, _), _)| *owner == node) {
+            queue.clear();
+        }
+        self.break_wires();
+    }
+
     fn queue_packet(&mut self, to: (usize, SocketId), event: Event) {
         self.pending.entry(to).or_default().push_back(event);
     }

@@ -12,6 +12,7 @@ mod hanging;
 mod harness;
 mod hostile;
 mod inheritance;
+mod missed_end;
 mod operators;
 mod pacing;
 mod quirks;
