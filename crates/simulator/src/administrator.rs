@@ -494,13 +494,10 @@ impl World {
         }
     }
 
-    /// Promotes a node, unless DRBD's documentation says that nobody must do that now.
+    /// Promotes a node. Behind the back of a Primary it does so at times only.
     pub(crate) fn try_promotion(&mut self, node: NodeId) {
         let own = &self.nodes[node];
-        // A promotion that waits for the peer to step down may come after a link that breaks.
-        let source = matches!(own.connection(), ConnectionState::SyncSource | ConnectionState::PausedSyncS);
-        let ahead = self.ahead_of_its_source.contains(&true) || (source && self.nodes[1 - node].is_primary());
-        if own.engine.is_none() || own.is_primary() || ahead {
+        if own.engine.is_none() || own.is_primary() {
             return;
         }
         let unseen =

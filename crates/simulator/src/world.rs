@@ -180,8 +180,6 @@ pub(crate) struct World {
     pub(crate) in_transit: Vec<InTransit>,
     /// The node that a cluster manager lets be Primary alone.
     pub(crate) only_primary: Option<NodeId>,
-    /// A node finished a resync that its source does not know of: it must not be promoted before they meet again.
-    pub(crate) ahead_of_its_source: [bool; 2],
     /// A split brain is to be expected: an administrator promoted a node behind the other's back.
     next_audit: u64,
 }
@@ -219,7 +217,6 @@ impl World {
             are_equal: false,
             in_transit: Vec::new(),
             only_primary: None,
-            ahead_of_its_source: [false; 2],
             next_audit: plan.settings.audit_events,
             plan,
         };
@@ -452,17 +449,7 @@ impl World {
         }
         if is_target(before.0) && present.0 == ConnectionState::Connected && present.1 == DiskState::UpToDate
         {
-            self.ahead_of_its_source[node] = true;
             self.nodes_are_equal(node, "at the end of a resync");
-        }
-        // A source that lost the link while the other disk is good does not know whether that one has everything, or has
-        // never begun.
-        let is_source = |state| matches!(state, ConnectionState::SyncSource | ConnectionState::PausedSyncS);
-        if is_source(before.0)
-            && present.0 < ConnectionState::Connected
-            && self.nodes[1 - node].disk_state() == DiskState::UpToDate
-        {
-            self.ahead_of_its_source[1 - node] = true;
         }
         self.look_whether_equal(node);
         if role == Role::Primary && before.3 != Role::Primary {
@@ -506,7 +493,6 @@ impl World {
         };
         let equal = good(&self.nodes[0]) && good(&self.nodes[1]);
         if equal && !self.are_equal {
-            self.ahead_of_its_source = [false; 2];
             self.only_primary = None;
             self.nodes_are_equal(node, "connected and UpToDate on both sides");
         }

@@ -132,8 +132,7 @@ impl Engine {
 
     fn start_full_resync(&mut self, id: CommandId, index: usize, side: ConnectionState) {
         let request = StateRequest::connection(side);
-        let then =
-            if side == ConnectionState::StartingSyncS { Then::ReplyToSource } else { Then::Reply };
+        let then = if side == ConnectionState::StartingSyncS { Then::ReplyToSource } else { Then::Reply };
         let command = DeviceCommand::new(id, index, request, Verbosity::Verbose, then);
         self.commands.push(Running::Device(command));
     }

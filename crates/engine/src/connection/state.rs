@@ -286,7 +286,8 @@ impl Engine {
         let mut pondering = Pondering { facts, received, taken, handler: None, awaits_generation: false };
         let mut decision = handshake(&facts);
         if self.begins_generation_first(index, &facts, decision.outcome) {
-            self.volumes[index].pondering = Some(Box::new(Pondering { awaits_generation: true, ..pondering }));
+            self.volumes[index].pondering =
+                Some(Box::new(Pondering { awaits_generation: true, ..pondering }));
             return Handshaken::Later;
         }
         let first = std::mem::take(&mut decision.steps);
@@ -366,6 +367,8 @@ impl Engine {
             return false;
         }
         let Some(pondering) = volume.pondering.take() else { return false };
+        // The same word of the peer once more: it does not show that the peer has told of all its volumes.
+        volume.peer_seen = false;
         if self.connection.state > ConnectionState::TearDown {
             let verdict = self.state_received(index, pondering.received);
             self.obey(verdict, "ReportState");

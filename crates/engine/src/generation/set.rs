@@ -252,6 +252,53 @@ mod tests {
         assert_eq!(target, set([0xE0, 0, 0xA0 + SYNC_IDENTIFIER_OFFSET, 0xA1]));
     }
 
+    /// Whatever the target holds, the source's data are taken for the newer ones; and where the target has been promoted, both
+    /// find that they have gone apart.
+    #[test]
+    fn a_source_in_doubt_is_the_ancestor_and_the_successor_of_nobody() {
+        use crate::generation::{ComparisonFacts, ComparisonResult as Result, compare};
+        use udrbd_units::Role::{Primary, Secondary};
+        let mut source = set([0xE1, 0xA1, 0xC0, 0xD0]);
+        let mut target = set([0xA0, 0, 0xC0, 0xD0]);
+        let remembered = source;
+        let name = source.start_resync_as_source(0x77);
+        assert!(source.is_source_of_unended_resync() && !remembered.is_source_of_unended_resync());
+        target.start_resync_as_target(name, false);
+        let unfinished = target;
+        target.finish_resync_as_target(&remembered, false);
+        let (done, mut promoted) = (target, target);
+        promoted.new_current(0x50, true);
+        for (guess, of_unfinished, of_done) in [
+            (TargetOfResync::WasSentAll, Result::SourceByBitmap, Result::SourceFull),
+            (TargetOfResync::HoldsCurrent, Result::SourceFull, Result::SourceByBitmap),
+        ] {
+            let mut own = source;
+            own.new_current_of_doubtful_source(0x90, true, guess);
+            assert!(!own.is_source_of_unended_resync());
+            let found = |own: GenerationSet, peer: GenerationSet, own_role, peer_role| {
+                let facts = ComparisonFacts {
+                    own,
+                    peer: PeerGeneration { set: peer, ..PeerGeneration::default() },
+                    crashed_primary: false,
+                    own_role,
+                    peer_role,
+                    resolve_conflicts: false,
+                    protocol: 101,
+                    features: 15,
+                };
+                compare(&facts).result
+            };
+            for (peer, result) in [(unfinished, of_unfinished), (done, of_done)] {
+                assert_eq!(found(own, peer, Primary, Secondary), result, "{guess:?} {peer}");
+                assert_eq!(found(peer, own, Secondary, Primary), result.mirrored(), "{guess:?} {peer}");
+            }
+            for result in [found(own, promoted, Primary, Primary), found(promoted, own, Primary, Primary)] {
+                let apart = matches!(result, Result::SplitBrain | Result::SplitBrainAmbiguous);
+                assert!(apart, "{guess:?} {result:?}");
+            }
+        }
+    }
+
     #[test]
     fn a_sync_identifier_is_random_without_a_generation_to_derive_it_from() {
         let mut source = GenerationSet::JUST_CREATED;

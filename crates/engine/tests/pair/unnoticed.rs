@@ -87,7 +87,8 @@ fn the_peer_follows_into_the_generation_that_began_during_the_handshake() {
     assert!(one.current.same_generation(other.current) && !one.current.same_generation(before.current));
     assert!(!one.bitmap.is_some() && !other.bitmap.is_some());
     assert!(one.history[0].same_generation(other.history[0]), "{}", pair.describe());
-    let lost = |node: usize| pair.nodes[node].log.iter().filter(|line| line.contains("connection lost")).count();
+    let lost =
+        |node: usize| pair.nodes[node].log.iter().filter(|line| line.contains("connection lost")).count();
     assert_eq!((lost(0), lost(1)), (1, 0), "the connection holds\n{}", pair.describe());
 }
 
