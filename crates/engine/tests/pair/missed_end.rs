@@ -5,7 +5,7 @@ use udrbd_engine::interface::Command;
 use udrbd_metadata::Superblock;
 use udrbd_units::{ConnectionState, DiskState, Role};
 
-use crate::harness::{Pair, VOLUME};
+use crate::harness::Pair;
 use crate::{both, demote, fast, promote, synced};
 
 /// Node 1 comes back to node 0, which is Primary and has written in this many places meanwhile.
