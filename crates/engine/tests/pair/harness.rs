@@ -78,7 +78,7 @@ pub(crate) struct Pair {
     pub(crate) events: VecDeque<(usize, Event)>,
     /// Socket of a node to socket of the other.
     wires: HashMap<(usize, SocketId), (usize, SocketId)>,
-    pending: HashMap<(usize, SocketId), VecDeque<Event>>,
+    pub(crate) pending: HashMap<(usize, SocketId), VecDeque<Event>>,
     next_socket: u32,
     /// Nothing gets through.
     pub(crate) cut: bool,
@@ -298,14 +298,6 @@ impl Pair {
                 self.queue_packet(socket, Event::SocketDown { socket: socket.1, loss });
             }
         }
-    }
-
-    /// All connections break, and what is on its way to a node is lost.
-    pub(crate) fn break_wires_before(&mut self, node: usize) {
-        for (_, queue) in self.pending.iter_mut().filter(|((owner, _), _)| *owner == node) {
-            queue.clear();
-        }
-        self.break_wires();
     }
 
     fn queue_packet(&mut self, to: (usize, SocketId), event: Event) {

@@ -1,8 +1,17 @@
-//! Disks that answer late: what their nodes asked for is kept, and happens when a script says so.
+//! Disks that answer late: what their nodes asked for is kept, and happens when a script says so. And links that lose what is on
+//! its way.
 
 use crate::harness::Pair;
 
 impl Pair {
+    /// All connections break, and what is on its way to a node is lost.
+    pub(crate) fn break_wires_before(&mut self, node: usize) {
+        for (_, queue) in self.pending.iter_mut().filter(|((owner, _), _)| *owner == node) {
+            queue.clear();
+        }
+        self.break_wires();
+    }
+
     /// What was kept while the disk was stuck happens now.
     pub(crate) fn unstick(&mut self, node: usize) {
         self.nodes[node].stuck = false;
