@@ -228,7 +228,8 @@ impl Client {
     fn start(pair: &Pair, each_second: u32) -> Result<Self> {
         let child = Command::new("fio")
             .args(["--name=client", "--ioengine=nbd", "--time_based", "--runtime=120", "--rw=randwrite"])
-            .args(["--bs=4k", "--iodepth=16", "--norandommap", "--output=/dev/null"])
+            // In threads: a process of its own would outlive the one that is killed.
+            .args(["--thread", "--bs=4k", "--iodepth=16", "--norandommap", "--output=/dev/null"])
             .arg(format!("--rate_iops={each_second}"))
             .arg(format!("--size={CLIENTS_PART}"))
             .arg(format!("--uri={}", unix_uri(&pair.socket(Node::Alpha), "bench")))
