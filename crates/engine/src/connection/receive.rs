@@ -343,6 +343,10 @@ impl Engine {
             return self.connection_change_requested(change);
         }
         let verify = matches!(change.connection, Some(ConnectionState::VerifyS | ConnectionState::VerifyT));
+        if verify {
+            // The peer has ended the last one, or it would not ask.
+            self.conclude_answered_verify(index);
+        }
         let code = if self.connection.resolve_conflicts && self.volumes[index].state_locked {
             CONCURRENT_CHANGE
         } else if verify && !self.may_verify(index) {

@@ -69,6 +69,15 @@ impl Engine {
         }
     }
 
+    /// A verify that the peer has ended, and that only waits for a sign of life of the peer, is over: this is one.
+    pub(crate) fn conclude_answered_verify(&mut self, index: usize) {
+        let ends = matches!(self.volumes[index].resync.finishing, Some(Finish::Ping(_)));
+        if ends && self.volumes[index].state.connection == ConnectionState::VerifyT {
+            self.volumes[index].resync.finishing = None;
+            self.conclude_resync(index);
+        }
+    }
+
     /// Blocks have got out of sync while the peer was asked for a sign of life: a target fetches those, too.
     fn resync_goes_on(&mut self, index: usize) -> bool {
         let volume = &mut self.volumes[index];

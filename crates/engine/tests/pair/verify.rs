@@ -445,3 +445,19 @@ fn what_differs_is_told_in_the_order_of_sectors() {
     }
     assert_eq!(out_of_sync(&pair), [48; 2]);
 }
+
+#[test]
+fn a_verify_right_after_another_ends_on_both_nodes() {
+    for node in 0..2 {
+        let mut pair = pair("crc32c");
+        verify(&mut pair, node, None, None);
+        pair.until(|pair| pair.nodes[node].status().connection == ConnectionState::Connected);
+        // The other node may still wait for a sign of life before it ends the first.
+        verify(&mut pair, node, None, None);
+        verified(&mut pair);
+        for side in &pair.nodes {
+            let done = side.log.iter().filter(|line| line.contains("Online verify done")).count();
+            assert_eq!(done, 2, "{}", pair.describe());
+        }
+    }
+}
