@@ -197,12 +197,14 @@ impl Engine {
             disk = remembered.disk;
         }
         let frozen = self.suspension.any() && self.volumes[index].flags.new_current_due;
-        if peer_disk == DiskState::Consistent
+        // It may have lost power, and with its cache what it had acknowledged; that a cluster manager has outdated it since shows
+        // nothing else (8.4.11 asks for Consistent alone).
+        if matches!(peer_disk, DiskState::Consistent | DiskState::Outdated)
             && frozen
             && connection == C::Connected
             && old.connection < C::Connected
         {
-            let text = "Aborting Connect, can not thaw IO with an only Consistent peer".to_owned();
+            let text = format!("Aborting Connect, can not thaw IO with an only {peer_disk} peer");
             self.say(Level::Error, Some(index), text);
             self.volumes[index].flags.new_current_due = false;
             self.new_current_generation(index);

@@ -158,3 +158,40 @@ fn a_bitmap_that_finds_no_disk_costs_no_connection() {
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
     assert!(pair.differences().is_empty(), "{}", pair.describe());
 }
+
+/// What a peer had acknowledged went with its cache. It comes back while I/O is frozen here, and a cluster manager has outdated it
+/// meanwhile, or has not.
+#[test]
+fn what_a_fenced_peer_loses_with_its_cache_is_resynced() {
+    for outdated in [false, true] {
+        let mut pair = Pair::down(2048);
+        for node in 0..2 {
+            pair.start(node, fenced());
+        }
+        pair.connect(&NetOptions::default());
+        pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
+        promote(&mut pair, 0, true);
+        pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+        pair.nodes[0].slow_handlers = true;
+        pair.nodes[1].stuck = true;
+        let id = pair.submit(0, WRITE, 0, &[9; 4096], 4096);
+        pair.settle();
+        // Written to the cache, and acknowledged; the flush for its barrier is not done when the power goes.
+        pair.unstick_first(1);
+        pair.settle();
+        assert!(pair.nodes[0].completions[&id].0.is_ok());
+        pair.kill(1);
+        pair.nodes[1].store(0, &[0; 4096]);
+        pair.nodes[1].stuck = false;
+        pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::WFConnection);
+        pair.start(1, fenced());
+        if outdated {
+            pair.command(1, Command::Outdate { volume: VOLUME }).unwrap();
+        }
+        pair.nodes[0].slow_handlers = false;
+        pair.command(1, Command::Connect(Box::default())).unwrap();
+        pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+        pair.settle();
+        assert_eq!(pair.differences(), Vec::<u64>::new(), "outdated: {outdated}\n{}", pair.describe());
+    }
+}
