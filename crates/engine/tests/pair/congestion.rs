@@ -1,13 +1,11 @@
 //! Writes that come faster than the peer takes them: Ahead and Behind.
 
-use udrbd_engine::interface::{Command, Event, NetOptions, OnCongestion, Operation, Protocol};
+use udrbd_engine::interface::{Command, Event, NetOptions, OnCongestion, Protocol};
 use udrbd_units::{ConnectionState, DiskState};
 use udrbd_wire::{Packet, StateWord};
 
-use crate::harness::{Pair, VOLUME};
+use crate::harness::{Pair, VOLUME, WRITE};
 use crate::{both, fast, promote};
-
-const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 
 /// Both up to date and connected with protocol A, node 0 Primary; 64 sectors on their way are too many.
 fn asynchronous(on_congestion: OnCongestion) -> Pair {

@@ -8,10 +8,9 @@ use udrbd_units::{ConnectionState, DiskState, GenerationId, Sector, VolumeNumber
 use udrbd_wire as wire;
 use wire::{BlockAck, BlockId, Packet, SequenceNumber};
 
-use crate::harness::{Pair, VOLUME};
+use crate::harness::{Pair, VOLUME, WRITE};
 use crate::{both, fast, promote, synced};
 
-const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 /// Sectors of an extent of the activity log.
 const EXTENT: u64 = 8192;
 
@@ -464,13 +463,7 @@ fn a_primary_that_gets_its_disk_back_writes_nothing_its_superblock_does_not_know
 #[test]
 fn a_write_that_was_lost_with_a_disk_is_taken_back_before_its_barrier_is_acknowledged() {
     let mut pair = synced();
-    pair.nodes[1].stuck = true;
-    let id = pair.submit(0, WRITE, 0, &[9; 4096], 4096);
-    pair.settle();
-    // Written to the cache, and acknowledged; the flush for its barrier is not done when the disk goes.
-    pair.unstick_first(1);
-    pair.settle();
-    assert!(pair.nodes[0].completions[&id].0.is_ok());
+    pair.acknowledge_from_the_cache();
     pair.packets.clear();
     let command = Command::Detach { volume: VOLUME, force: false };
     pair.inject(1, Event::Command { id: CommandId(1_000_000), command });

@@ -1,12 +1,10 @@
 //! Handlers that are waited for, and what goes on meanwhile.
 
-use udrbd_engine::interface::{Command, DiskOptions, Handler, NetOptions, OnIoError, Operation};
+use udrbd_engine::interface::{Command, DiskOptions, Handler, NetOptions, OnIoError};
 use udrbd_units::{ConnectionState, DiskState, Role};
 
-use crate::harness::{Pair, VOLUME};
+use crate::harness::{Pair, VOLUME, WRITE};
 use crate::{both, demote, fast, promote, synced};
-
-const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 
 /// The first handler of a node that runs ends.
 fn end_handler(pair: &mut Pair, node: usize) {

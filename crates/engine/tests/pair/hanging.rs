@@ -3,10 +3,9 @@
 use udrbd_engine::interface::{ClientError, Command, DiskOptions, Duration, Handler, OnIoError, Operation};
 use udrbd_units::{ConnectionState, DiskState, Role};
 
-use crate::harness::{Pair, VOLUME};
+use crate::harness::{Pair, VOLUME, WRITE};
 use crate::{both, demote, fast, promote, synced};
 
-const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 const FORCE: Command = Command::Detach { volume: VOLUME, force: true };
 /// Sectors of an extent of the activity log.
 const EXTENT: u64 = 8192;

@@ -17,6 +17,9 @@ use crate::side_file::SideFile;
 /// The volume every test uses.
 pub(crate) const VOLUME: VolumeNumber = VolumeNumber(0);
 
+/// A client's write that nothing has to be flushed for.
+pub(crate) const WRITE: Operation = Operation::Write { fua: false, preflush: false };
+
 /// One node: an engine and the disk under it.
 pub(crate) struct Node {
     pub(crate) engine: Option<Engine>,

@@ -10,10 +10,8 @@ use udrbd_units::{ConnectionState, DiskState, GenerationId, Role, Sector};
 use udrbd_wire::{BlockAck, Packet, SequenceNumber};
 
 use crate::faults::meta_packet;
-use crate::harness::{Pair, VOLUME};
+use crate::harness::{Pair, VOLUME, WRITE};
 use crate::{both, demote, fast, promote, synced};
-
-const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 
 fn connections(pair: &Pair) -> [ConnectionState; 2] {
     pair.nodes.each_ref().map(|node| node.status().connection)

@@ -1,12 +1,10 @@
 //! Resyncs that are given up half-way, and what of them is still at a disk when the next one runs.
 
-use udrbd_engine::interface::{Command, Event, Failure, Operation};
+use udrbd_engine::interface::{Command, Event, Failure};
 use udrbd_units::{ConnectionState, DiskState, Sector};
 
-use crate::harness::{Pair, VOLUME};
+use crate::harness::{Pair, VOLUME, WRITE};
 use crate::{both, demote, fast, promote, synced};
-
-const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 
 /// Node 1 lacks one block, which holds 7s, and is about to write it: its disk does not answer. Nobody is Primary.
 fn block_at_the_disk() -> Pair {

@@ -1,7 +1,7 @@
 //! Disks that answer late: what their nodes asked for is kept, and happens when a script says so. And links that lose what is on
 //! its way.
 
-use crate::harness::Pair;
+use crate::harness::{Pair, WRITE};
 
 impl Pair {
     /// All connections break, and what is on its way to a node is lost.
@@ -41,6 +41,17 @@ impl Pair {
         (self.nodes[node].stuck, self.nodes[node].stuck_metadata) = (false, false);
         self.act(node, action);
         (self.nodes[node].stuck, self.nodes[node].stuck_metadata) = stuck;
+    }
+
+    /// Node 0 has a write acknowledged whose data node 1 has in its disk's cache only; the flush for its barrier is kept, as
+    /// is all that node 1's disk is asked for from now on.
+    pub(crate) fn acknowledge_from_the_cache(&mut self) {
+        self.nodes[1].stuck = true;
+        let id = self.submit(0, WRITE, 0, &[9; 4096], 4096);
+        self.settle();
+        self.unstick_first(1);
+        self.settle();
+        assert!(self.nodes[0].completions[&id].0.is_ok());
     }
 
     /// How many actions are kept.

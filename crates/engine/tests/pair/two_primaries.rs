@@ -6,10 +6,8 @@ use udrbd_engine::interface::{Command, NetOptions, Operation};
 use udrbd_units::{ConnectionState, DiskState};
 use udrbd_wire::Packet;
 
-use crate::harness::{Pair, VOLUME};
+use crate::harness::{Pair, VOLUME, WRITE};
 use crate::{both, fast, promote};
-
-const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 
 fn two_primaries() -> Pair {
     let mut pair = Pair::with_sectors(2048);

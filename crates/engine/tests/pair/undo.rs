@@ -3,10 +3,8 @@
 use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Operation};
 use udrbd_units::{ConnectionState, DiskState};
 
-use crate::harness::{Pair, VOLUME};
+use crate::harness::{Pair, VOLUME, WRITE};
 use crate::{both, demote, fast, promote, synced};
-
-const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 
 fn keeping() -> DiskOptions {
     DiskOptions { resync_undo: true, ..fast() }

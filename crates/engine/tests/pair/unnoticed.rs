@@ -1,14 +1,12 @@
 //! What one node writes while the other could be taken for its equal: nothing of it may be discarded in silence when both have
 //! failed, or when one of them has missed how a resync ended.
 
-use udrbd_engine::interface::{Command, DiskOptions, Fencing, NetOptions, Operation};
+use udrbd_engine::interface::{Command, DiskOptions, Fencing, NetOptions};
 use udrbd_metadata::Flags;
 use udrbd_units::{ConnectionState, DiskState, Role};
 
-use crate::harness::{Pair, VOLUME};
+use crate::harness::{Pair, VOLUME, WRITE};
 use crate::{both, demote, fast, promote, synced};
-
-const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 
 fn fenced() -> DiskOptions {
     DiskOptions { fencing: Fencing::ResourceAndStonith, ..fast() }
@@ -173,13 +171,7 @@ fn what_a_fenced_peer_loses_with_its_cache_is_resynced() {
         promote(&mut pair, 0, true);
         pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
         pair.nodes[0].slow_handlers = true;
-        pair.nodes[1].stuck = true;
-        let id = pair.submit(0, WRITE, 0, &[9; 4096], 4096);
-        pair.settle();
-        // Written to the cache, and acknowledged; the flush for its barrier is not done when the power goes.
-        pair.unstick_first(1);
-        pair.settle();
-        assert!(pair.nodes[0].completions[&id].0.is_ok());
+        pair.acknowledge_from_the_cache();
         pair.kill(1);
         pair.nodes[1].store(0, &[0; 4096]);
         pair.nodes[1].stuck = false;

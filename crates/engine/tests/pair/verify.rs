@@ -1,14 +1,13 @@
 //! Online verify (io spec 16): it finds what differs and nothing else, whoever asks and whatever is written meanwhile.
 
-use udrbd_engine::interface::{Command, DiskOptions, Event, Handler, NetOptions, Operation};
+use udrbd_engine::interface::{Command, DiskOptions, Event, Handler, NetOptions};
 use udrbd_engine::state::StateChangeResult;
 use udrbd_units::{ConnectionState, DiskState, Sector};
 use udrbd_wire::{BlockId, Packet};
 
-use crate::harness::{Pair, VOLUME};
+use crate::harness::{Pair, VOLUME, WRITE};
 use crate::{both, fast, promote};
 
-const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 /// Sectors of the devices.
 const SECTORS: u64 = 4096;
 
