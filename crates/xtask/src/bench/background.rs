@@ -195,6 +195,9 @@ fn watch(folder: &Path, limit: &Limit) -> Result<(f64, f64)> {
     }
     drop(client);
     let rates = windows(&seen, WINDOW);
+    if rates.is_empty() {
+        bail!("too few samples: the machine is too busy to measure anything");
+    }
     let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
     let most = rates.iter().copied().fold(0.0, f64::max);
     Ok((least, most))
