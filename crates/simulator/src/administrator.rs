@@ -45,6 +45,14 @@ impl World {
         }
         for volume in 0..self.nodes[node].volumes.len() {
             self.stop_disk(node, volume, power);
+            let target = matches!(
+                self.nodes[node].connection(volume),
+                ConnectionState::SyncTarget | ConnectionState::PausedSyncT
+            );
+            if target && self.says_consistent(node, volume) {
+                let disk = &self.nodes[node].volumes[volume].disk;
+                self.checker.is_what_it_was(node, volume, disk);
+            }
         }
         self.look_at_order(node);
         self.look_at_order(1 - node);

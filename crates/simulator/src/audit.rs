@@ -76,6 +76,17 @@ impl World {
         }
     }
 
+    /// Whether the superblock on a disk says that it is consistent.
+    pub(crate) fn says_consistent(&self, node: NodeId, volume: VolumeIndex) -> bool {
+        let device = Sector(self.plan.settings.backing_sectors[volume][node]);
+        let superblock = Placement::Internal.superblock(device).and_then(|place| {
+            let bytes = self.nodes[node].volumes[volume].disk.metadata_bytes(place.0, 8);
+            let block: [u8; 4096] = bytes.try_into().ok()?;
+            read_superblock(&block, Placement::Internal, device, Unclean::Accept).ok()
+        });
+        superblock.is_some_and(|(superblock, _)| superblock.flags.contains(Flags::CONSISTENT))
+    }
+
     fn covered(&self, node: NodeId, volume: VolumeIndex, disk: &Disk) -> Option<Covered> {
         let device = Sector(self.plan.settings.backing_sectors[volume][node]);
         let place = Placement::Internal.superblock(device)?;

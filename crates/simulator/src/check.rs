@@ -472,6 +472,14 @@ impl Checker {
         Ok(())
     }
 
+    /// A node died before the resync that was to overwrite its disk had begun to: so long its superblock says that the disk is
+    /// consistent (io spec I9), and what it holds may be served, as old as it is.
+    pub(crate) fn is_what_it_was(&mut self, node: NodeId, volume: VolumeIndex, disk: &Disk) {
+        for (sector, possible) in &mut self.volumes[volume].views[node] {
+            possible.push(disk.data.sector(*sector).copied().unwrap_or(0));
+        }
+    }
+
     /// A disk has become equal to the other's, or to what that was until its node failed or left.
     pub(crate) fn became_equal(&mut self, node: NodeId, volume: VolumeIndex, disk: &Disk, with_peer: bool) {
         let known = &mut self.volumes[volume];

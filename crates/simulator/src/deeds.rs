@@ -21,11 +21,15 @@ const VERIFIES: u64 = 0x7665_7269;
 /// What makes commands out of place.
 const OPERATORS: u64 = 0x6f70_6572;
 
+/// What makes a second volume.
+const SEVERAL_VOLUMES: u64 = 0x766f_6c73;
+
 /// Adds to the plan of a seed what is drawn apart from it.
 pub(crate) fn add(seed: u64, aim: Option<Aim>, settings: &mut Settings, steps: &mut Vec<Step>) {
     if aim == Some(Aim::Failures) {
         return;
     }
+    crate::several::plan(&mut Random::new(seed ^ SEVERAL_VOLUMES), settings);
     crate::fencing::plan(&mut Random::new(seed ^ FENCING), settings);
     let mut random = Random::new(seed ^ TWO_PRIMARIES);
     if random.one_in(8) && settings.net_options.protocol != Protocol::A {

@@ -26,6 +26,7 @@ mod network;
 mod node;
 mod plan;
 mod random;
+mod several;
 mod trace;
 mod traps;
 mod verifies;

@@ -363,7 +363,7 @@ pub(crate) fn settings(random: &mut Random, wide: bool) -> Settings {
 }
 
 /// Few places on a small device, so that writes meet; many extents on a wide one.
-fn regions(random: &mut Random, blocks: u64, wide: bool) -> (Vec<(u64, u64)>, u64) {
+pub(crate) fn regions(random: &mut Random, blocks: u64, wide: bool) -> (Vec<(u64, u64)>, u64) {
     let mut regions = Vec::new();
     if wide {
         let extents = blocks / 1024;

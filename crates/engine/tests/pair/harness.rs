@@ -545,7 +545,7 @@ impl Pair {
         engine.handle(self.now, event, &mut actions);
         engine.finish_turn(self.now, &mut actions);
         for action in actions {
-            self.act(node, action);
+            self.act(node, crate::volumes::placed(action));
         }
     }
 
