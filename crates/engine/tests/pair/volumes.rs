@@ -1,34 +1,18 @@
 //! Two volumes in one resource: what they share, and what each has by itself.
 
 use udrbd_engine::interface::{
-    Action, AttachSettings, ClientRequest, Command, DiskOptions, DiskProperties, Event, Fencing, NetOptions,
+    AttachSettings, ClientRequest, Command, DiskOptions, DiskProperties, Event, Fencing, NetOptions,
     Operation, RequestId,
 };
 use udrbd_metadata::{Flags, Layout, Placement, Striping, Superblock, activity_log};
 use udrbd_units::{ConnectionState, DiskState, Minor, Sector, SectorRange, VolumeNumber};
 
 use crate::fast;
-use crate::harness::{Pair, VOLUME};
+use crate::harness::{PLACE, Pair, VOLUME};
 
 /// The other volume.
 const SECOND: VolumeNumber = VolumeNumber(1);
-/// Where its disk is on that of the node.
-const PLACE: u64 = 1 << 32;
 const SECTORS: u64 = 2048;
-
-/// An operation of the disk of any volume, as one of the node's only disk.
-pub(crate) fn placed(mut action: Action) -> Action {
-    match &mut action {
-        Action::Read { volume, range, .. }
-        | Action::Write { volume, range, .. }
-        | Action::Discard { volume, range, .. } => range.start.0 += PLACE * u64::from(volume.0),
-        Action::ReadMetadata { volume, position, .. } | Action::WriteMetadata { volume, position, .. } => {
-            position.0 += PLACE * u64::from(volume.0);
-        }
-        _ => {}
-    }
-    action
-}
 
 fn fenced() -> DiskOptions {
     DiskOptions { fencing: Fencing::ResourceAndStonith, ..fast() }
