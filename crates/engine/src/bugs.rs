@@ -102,6 +102,14 @@ bugs! {
     VerifyWithoutLock = "verify-without-lock",
     /// A node that stores for a diskless Primary keeps no activity log (io spec I21).
     NoBookForDiskless = "no-book-for-diskless",
+    /// A new generation begins for the first volume alone when the peer's data are lost (io spec I13).
+    GenerationOfFirstVolume = "generation-of-first-volume",
+    /// The epoch, which all volumes share, is closed by the first one's writes alone (io spec I7).
+    EpochOfFirstVolume = "epoch-of-first-volume",
+    /// A barrier makes the next epoch wait for the writes of its own volume alone (io spec I6).
+    DrainByVolume = "drain-by-volume",
+    /// Before a barrier is acknowledged, the first volume's disk alone is flushed (io spec 23.1).
+    FlushOfFirstVolume = "flush-of-first-volume",
 }
 
 /// There is no bug of this name.

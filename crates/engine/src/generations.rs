@@ -68,6 +68,15 @@ impl Engine {
         version
     }
 
+    /// Starts the generations that wait for the end of a freeze. I/O of all volumes goes on together, so those of all do.
+    pub(crate) fn begin_due_generations(&mut self) {
+        for index in 0..self.volumes.len() {
+            if std::mem::take(&mut self.volumes[index].flags.new_current_due) {
+                self.new_current_generation(index);
+            }
+        }
+    }
+
     /// The target of a resync of which this node was the source, where it may have taken over the current generation and this
     /// node does not know. What is written here from now on must not pass for what the peer has, and what the peer has must
     /// not pass for the successor of what is written here: 8.4.11 begins no generation in that case, so should the target be

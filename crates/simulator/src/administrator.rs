@@ -8,9 +8,9 @@ use udrbd_engine::interface::{
 use udrbd_metadata::Placement;
 use udrbd_units::{ConnectionState, DiskState, Minor, Role, Sector};
 
-use crate::machine::VOLUME;
+use crate::machine::number;
 use crate::network::{Ending, NodeId};
-use crate::node::{Failing, Purpose, Resolution};
+use crate::node::{Failing, Node, NodeVolume, Purpose, Resolution, VolumeIndex};
 use crate::plan::{Operation, SECOND};
 use crate::traps::Trap;
 use crate::world::{CONVERGENCE, Due, Restore, World};
@@ -43,18 +43,19 @@ impl World {
         if power && !self.nodes[node].powered {
             return;
         }
-        let before = self.nodes[node].disk.data.contents().clone();
-        let writes: Vec<_> =
-            self.nodes[node].in_flight.values().filter_map(|operation| operation.write().cloned()).collect();
-        let disk = &mut self.nodes[node].disk;
-        if power {
-            disk.lose_power(&mut self.random, writes.iter());
-            let order = self.checker.check_order(node, &self.nodes[node].disk);
-            self.checker.power_lost(node, &before, &self.nodes[node].disk);
-            self.check("a mirror keeps the order of writes", order);
-        } else {
-            disk.lose_daemon(&mut self.random, writes.iter());
+        for volume in 0..self.nodes[node].volumes.len() {
+            self.stop_disk(node, volume, power);
+            let target = matches!(
+                self.nodes[node].connection(volume),
+                ConnectionState::SyncTarget | ConnectionState::PausedSyncT
+            );
+            if target && self.says_consistent(node, volume) {
+                let disk = &self.nodes[node].volumes[volume].disk;
+                self.checker.is_what_it_was(node, volume, disk);
+            }
         }
+        self.look_at_order(node);
+        self.look_at_order(1 - node);
         let given_up: Vec<_> = self.nodes[node]
             .requests
             .values()
@@ -75,41 +76,67 @@ impl World {
         }
         self.in_transit.retain(|write| write.issuer != node);
         self.checker.daemon_lost(node);
-        self.checker.mirroring_ends(0);
-        self.checker.mirroring_ends(1);
+        for volume in 0..self.are_equal.len() {
+            self.checker.mirroring_ends(0, volume);
+            self.checker.mirroring_ends(1, volume);
+        }
         self.nodes[node].forget_daemon();
-        self.are_equal = false;
+        self.are_equal.fill(false);
         if power {
             self.nodes[node].powered = false;
         }
     }
 
-    pub(crate) fn command(&mut self, node: NodeId, purpose: Purpose, command: Command) {
+    /// What is in flight to a disk is done or not.
+    fn stop_disk(&mut self, node: NodeId, volume: VolumeIndex, power: bool) {
+        let NodeVolume { disk, in_flight, .. } = &mut self.nodes[node].volumes[volume];
+        let writes = in_flight.values().filter_map(|operation| operation.write());
+        if power {
+            let before = disk.data.contents().clone();
+            disk.lose_power(&mut self.random, writes);
+            self.checker.power_lost(node, volume, &before, disk);
+        } else {
+            disk.lose_daemon(&mut self.random, writes);
+        }
+    }
+
+    /// One of the volumes.
+    pub(crate) fn some_volume(&mut self) -> VolumeIndex {
+        match self.are_equal.len() {
+            1 => 0,
+            volumes => self.random.below(volumes as u64) as VolumeIndex,
+        }
+    }
+
+    /// Gives a command; `volume` is the first one where it is about all of them.
+    pub(crate) fn command(&mut self, node: NodeId, volume: VolumeIndex, purpose: Purpose, command: Command) {
         if self.nodes[node].engine.is_none() {
             return;
         }
         let id = CommandId(self.next_command);
         self.next_command += 1;
-        self.nodes[node].administrator.commands.insert(id, purpose);
+        self.nodes[node].administrator.commands.insert(id, (purpose, volume));
         self.feed(node, Event::Command { id, command });
     }
 
     /// A command is done.
     pub(crate) fn replied(&mut self, node: NodeId, id: CommandId, result: &CommandResult) {
-        let administrator = &mut self.nodes[node].administrator;
-        let Some(purpose) = administrator.commands.remove(&id) else {
+        let Some((purpose, volume)) = self.nodes[node].administrator.commands.remove(&id) else {
             self.fail("a command is answered once", format!("{id:?}"));
             return;
         };
         match (purpose, result) {
-            (Purpose::NewMinor, Ok(())) => administrator.has_minor = true,
-            (Purpose::Down | Purpose::DelMinor, Ok(())) => administrator.has_minor = false,
+            (Purpose::NewMinor, Ok(())) => self.nodes[node].volumes[volume].has_minor = true,
+            (Purpose::Down, Ok(())) => {
+                self.nodes[node].volumes.iter_mut().for_each(|volume| volume.has_minor = false);
+            }
+            (Purpose::DelMinor, Ok(())) => self.nodes[node].volumes[volume].has_minor = false,
             // Clients have seen other data than these: before they may be seen, the clients have to go.
             (Purpose::Attach, Err(Failure::Configuration { code: DATA_NOT_CURRENT, .. })) => {
                 self.give_up_role(node);
             }
             (Purpose::Attach, Err(Failure::Configuration { code, info }))
-                if !ATTACH_REFUSALS.contains(code) && !administrator.disk_failed =>
+                if !ATTACH_REFUSALS.contains(code) && !self.nodes[node].volumes[volume].disk_failed =>
             {
                 let text = format!("node {node}: {code} {info:?}");
                 self.fail("a good disk is attached", text);
@@ -119,14 +146,14 @@ impl World {
     }
 
     /// Has a disk's data thrown away; they are given up also where the command is cut short.
-    pub(crate) fn invalidate(&mut self, node: NodeId, disk: NodeId) {
-        self.checker.excused[disk] = true;
+    pub(crate) fn invalidate(&mut self, node: NodeId, volume: VolumeIndex, disk: NodeId) {
+        self.checker.volumes[volume].excused[disk] = true;
         let command = if disk == node {
-            Command::Invalidate { volume: VOLUME }
+            Command::Invalidate { volume: number(volume) }
         } else {
-            Command::InvalidateRemote { volume: VOLUME }
+            Command::InvalidateRemote { volume: number(volume) }
         };
-        self.command(node, Purpose::Other, command);
+        self.command(node, volume, Purpose::Other, command);
     }
 
     /// What a node's administrator does about what he sees.
@@ -135,29 +162,29 @@ impl World {
         if own.engine.is_none() || own.administrator.is_doing(Purpose::Down) {
             return;
         }
-        let administrator = &own.administrator;
-        if !administrator.has_minor {
-            if !administrator.is_doing(Purpose::NewMinor)
-                && (administrator.wants_disk || administrator.wants_connection)
-            {
-                let command = Command::NewMinor { volume: VOLUME, minor: Minor(0) };
-                self.command(node, Purpose::NewMinor, command);
-            }
+        if own.volumes.iter().any(|volume| !volume.has_minor) {
+            self.create_minors(node);
             return;
         }
         let connection = own.status.as_ref().map_or(ConnectionState::StandAlone, |s| s.connection.state);
-        if administrator.wants_disk
-            && own.disk_state() == DiskState::Diskless
-            // A disk that was given up stays claimed until it has done what it had to do.
-            && !own.is_busy()
-            && !administrator.is_doing(Purpose::Attach)
-            && !administrator.is_doing(Purpose::Detach)
-        {
-            self.attach_or_part(node, connection);
-            return;
+        let mut attaches = false;
+        for volume in 0..self.nodes[node].volumes.len() {
+            let own = &self.nodes[node];
+            if own.volumes[volume].wants_disk
+                && own.disk_state(volume) == DiskState::Diskless
+                // A disk that was given up stays claimed until it has done what it had to do.
+                && !own.volumes[volume].is_busy()
+                && !own.administrator.is_doing_to(volume, Purpose::Attach)
+                && !own.administrator.is_doing_to(volume, Purpose::Detach)
+            {
+                self.attach_or_part(node, volume, connection);
+                attaches = true;
+            } else if own.disk_state(volume) >= DiskState::Inconsistent {
+                self.nodes[node].volumes[volume].vain_attaches = 0;
+            }
         }
-        if own.disk_state() >= DiskState::Inconsistent {
-            self.nodes[node].administrator.vain_attaches = 0;
+        if attaches {
+            return;
         }
         let administrator = &self.nodes[node].administrator;
         if let Some(resolution) = administrator.resolution {
@@ -177,43 +204,60 @@ impl World {
 
     /// Somebody has to say once whose data are the good ones.
     fn first_promotion(&mut self, node: NodeId) {
-        let connected = |node: NodeId| {
-            let own = &self.nodes[node];
-            own.connection() == ConnectionState::Connected
-                && own.disk_state() == DiskState::Inconsistent
-                && own.peer_disk_state() == DiskState::Inconsistent
-        };
-        let busy = |node: NodeId| !self.nodes[node].administrator.commands.is_empty();
-        if connected(0) && connected(1) && !busy(0) && !busy(1) {
-            self.promote(node, true);
+        for volume in 0..self.nodes[node].volumes.len() {
+            let connected = |node: NodeId| {
+                let own = &self.nodes[node];
+                own.connection(volume) == ConnectionState::Connected
+                    && own.disk_state(volume) == DiskState::Inconsistent
+                    && own.peer_disk_state(volume) == DiskState::Inconsistent
+            };
+            let busy = |node: NodeId| !self.nodes[node].administrator.commands.is_empty();
+            if connected(0) && connected(1) && !busy(0) && !busy(1) {
+                self.promote(node, volume, true);
+            }
         }
     }
 
-    fn promote(&mut self, node: NodeId, force: bool) {
-        self.command(node, Purpose::Primary { force }, Command::Primary { volume: VOLUME, force });
+    fn create_minors(&mut self, node: NodeId) {
+        for volume in 0..self.nodes[node].volumes.len() {
+            let own = &self.nodes[node];
+            let wanted = own.volumes[volume].wants_disk || own.administrator.wants_connection;
+            if !own.volumes[volume].has_minor
+                && !own.administrator.is_doing_to(volume, Purpose::NewMinor)
+                && wanted
+            {
+                let command = Command::NewMinor { volume: number(volume), minor: Minor(volume as u32) };
+                self.command(node, volume, Purpose::NewMinor, command);
+            }
+        }
+    }
+
+    fn promote(&mut self, node: NodeId, volume: VolumeIndex, force: bool) {
+        let command = Command::Primary { volume: number(volume), force };
+        self.command(node, volume, Purpose::Primary { force }, command);
     }
 
     /// Attaches, or leaves a peer first whose data keep the disk from being attached.
-    fn attach_or_part(&mut self, node: NodeId, connection: ConnectionState) {
-        let administrator = &mut self.nodes[node].administrator;
+    fn attach_or_part(&mut self, node: NodeId, volume: VolumeIndex, connection: ConnectionState) {
+        let own = &mut self.nodes[node].volumes[volume];
         if connection == ConnectionState::StandAlone {
-            administrator.vain_attaches = 0;
-        } else if administrator.vain_attaches > 2 {
-            if !administrator.is_doing(Purpose::Disconnect) {
-                self.command(node, Purpose::Disconnect, Command::Disconnect { force: true });
+            own.vain_attaches = 0;
+        } else if own.vain_attaches > 2 {
+            if !self.nodes[node].administrator.is_doing(Purpose::Disconnect) {
+                self.command(node, 0, Purpose::Disconnect, Command::Disconnect { force: true });
             }
             return;
         } else {
-            administrator.vain_attaches += 1;
+            own.vain_attaches += 1;
         }
-        self.attach(node);
+        self.attach(node, volume);
     }
 
-    fn attach(&mut self, node: NodeId) {
-        self.nodes[node].administrator.disk_failed = false;
-        self.nodes[node].administrator.gives_disk_up = false;
+    fn attach(&mut self, node: NodeId, volume: VolumeIndex) {
+        self.nodes[node].volumes[volume].disk_failed = false;
+        self.nodes[node].volumes[volume].gives_disk_up = false;
         let settings = &self.plan.settings;
-        let backing = Sector(settings.backing_sectors[node]);
+        let backing = Sector(settings.backing_sectors[volume][node]);
         let properties = DiskProperties {
             backing_size: backing,
             metadata_size: backing,
@@ -230,14 +274,14 @@ impl World {
             options: settings.disk_options.clone(),
             kept: None,
         };
-        let command = Command::Attach { volume: VOLUME, settings: Box::new(settings) };
-        self.command(node, Purpose::Attach, command);
+        let command = Command::Attach { volume: number(volume), settings: Box::new(settings) };
+        self.command(node, volume, Purpose::Attach, command);
     }
 
     fn connect(&mut self, node: NodeId, discard_my_data: bool) {
         self.nodes[node].administrator.refused = false;
         let options = NetOptions { discard_my_data, ..self.plan.settings.net_options.clone() };
-        self.command(node, Purpose::Connect, Command::Connect(Box::new(options)));
+        self.command(node, 0, Purpose::Connect, Command::Connect(Box::new(options)));
     }
 
     /// Takes a node's part in resolving a split brain.
@@ -248,18 +292,17 @@ impl World {
         }
         let discard = resolution == Resolution::Discard;
         if discard && own.is_primary() {
-            let command = Command::Secondary { volume: VOLUME, held_open: false };
-            self.command(node, Purpose::Secondary, command);
+            self.secondary(node);
         } else if connection != ConnectionState::StandAlone {
             if discard {
-                self.command(node, Purpose::Disconnect, Command::Disconnect { force: true });
+                self.command(node, 0, Purpose::Disconnect, Command::Disconnect { force: true });
             } else {
                 self.nodes[node].administrator.resolution = None;
             }
         } else {
             self.nodes[node].administrator.resolution = None;
             if discard {
-                self.checker.excused[node] = true;
+                self.excuse(node);
             }
             self.connect(node, discard);
         }
@@ -274,7 +317,7 @@ impl World {
             return;
         }
         let good: Vec<NodeId> =
-            (0..2).filter(|node| self.nodes[*node].disk_state() >= DiskState::Consistent).collect();
+            (0..2).filter(|node| self.nodes[*node].least_disk_state() >= DiskState::Consistent).collect();
         let keep = if good.is_empty() { self.random.below(2) as NodeId } else { self.random.pick(&good) };
         let text = format!("somebody keeps the data of node {keep}");
         self.say(&text);
@@ -293,9 +336,16 @@ impl World {
     fn recreate_metadata(&mut self, node: NodeId) {
         self.coverage.fault("metadata created anew");
         self.stop_daemon(node, false);
-        self.create_metadata(node, None);
-        self.checker.excused[node] = true;
+        for volume in 0..self.nodes[node].volumes.len() {
+            self.create_metadata(node, volume, None);
+        }
+        self.excuse(node);
         self.start_daemon(node);
+    }
+
+    /// All data of a node are given up.
+    fn excuse(&mut self, node: NodeId) {
+        self.checker.volumes.iter_mut().for_each(|known| known.excused[node] = true);
     }
 
     /// A step of the plan.
@@ -341,7 +391,7 @@ impl World {
             Operation::Disconnect { node, time, force } => {
                 self.coverage.fault("disconnect");
                 self.nodes[node].administrator.wants_connection = false;
-                self.command(node, Purpose::Disconnect, Command::Disconnect { force });
+                self.command(node, 0, Purpose::Disconnect, Command::Disconnect { force });
                 self.after(time, Due::Over(Restore::Connection(node)));
             }
             Operation::SwitchOver => self.switch_over(),
@@ -355,45 +405,49 @@ impl World {
         match operation {
             Operation::Detach { node, time } => {
                 self.coverage.fault("detach");
-                self.nodes[node].administrator.wants_disk = false;
-                let command = Command::Detach { volume: VOLUME, force: false };
-                self.command(node, Purpose::Detach, command);
+                let volume = self.some_volume();
+                self.nodes[node].volumes[volume].wants_disk = false;
+                let command = Command::Detach { volume: number(volume), force: false };
+                self.command(node, volume, Purpose::Detach, command);
                 self.after(time, Due::Over(Restore::Disk(node)));
             }
             Operation::Invalidate { node } => {
                 self.coverage.fault("invalidate");
-                self.invalidate(node, node);
+                let volume = self.some_volume();
+                self.invalidate(node, volume, node);
             }
             Operation::InvalidateRemote { node } => {
                 self.coverage.fault("invalidate-remote");
-                self.invalidate(node, 1 - node);
+                let volume = self.some_volume();
+                self.invalidate(node, volume, 1 - node);
             }
             Operation::Pause { node, time } => {
                 self.coverage.fault("pause-sync");
-                self.command(node, Purpose::Other, Command::PauseSync { volume: VOLUME });
+                let volume = self.some_volume();
+                self.command(node, volume, Purpose::Other, Command::PauseSync { volume: number(volume) });
                 self.after(time, Due::Over(Restore::Resync(node)));
             }
             Operation::Suspend { node, time } => {
                 self.coverage.fault("suspend-io");
-                self.command(node, Purpose::Other, Command::SuspendIo { volume: VOLUME });
+                self.command(node, 0, Purpose::Other, Command::SuspendIo { volume: number(0) });
                 self.after(time, Due::Over(Restore::Io(node)));
             }
             Operation::Down { node, time } => {
                 if self.nodes[node].engine.is_some() {
                     self.coverage.fault("down");
-                    let administrator = &mut self.nodes[node].administrator;
-                    administrator.wants_disk = false;
-                    administrator.wants_connection = false;
-                    self.command(node, Purpose::Down, Command::Down);
+                    self.nodes[node].volumes.iter_mut().for_each(|volume| volume.wants_disk = false);
+                    self.nodes[node].administrator.wants_connection = false;
+                    self.command(node, 0, Purpose::Down, Command::Down);
                     self.after(time, Due::Over(Restore::Disk(node)));
                     self.after(time, Due::Over(Restore::Connection(node)));
                 }
             }
             Operation::FailDisk { node, metadata, time } => {
                 self.coverage.fault("disk fails");
-                self.nodes[node].failing = Some(Failing { until: self.now + time, metadata });
+                let volume = self.some_volume();
+                self.nodes[node].volumes[volume].failing = Some(Failing { until: self.now + time, metadata });
                 // Nobody attaches it before that is over.
-                self.nodes[node].administrator.wants_disk = false;
+                self.nodes[node].volumes[volume].wants_disk = false;
                 self.after(time, Due::Over(Restore::Disk(node)));
             }
             Operation::SlowDisk { node, time } => {
@@ -462,18 +516,33 @@ impl World {
             }
             Restore::Daemon(node) => self.start_daemon(node),
             Restore::Connection(node) => self.nodes[node].administrator.wants_connection = true,
-            Restore::Disk(node) => self.nodes[node].administrator.wants_disk = true,
-            Restore::Resync(node) => {
-                self.command(node, Purpose::Other, Command::ResumeSync { volume: VOLUME });
+            Restore::Disk(node) => {
+                self.nodes[node].volumes.iter_mut().for_each(|volume| volume.wants_disk = true);
             }
-            Restore::Io(node) => self.command(node, Purpose::Other, Command::ResumeIo { volume: VOLUME }),
+            Restore::Resync(node) => {
+                for volume in 0..self.nodes[node].volumes.len() {
+                    let command = Command::ResumeSync { volume: number(volume) };
+                    self.command(node, volume, Purpose::Other, command);
+                }
+            }
+            Restore::Io(node) => {
+                self.command(node, 0, Purpose::Other, Command::ResumeIo { volume: number(0) });
+            }
             Restore::Network => self.network.latency = self.plan.settings.network_latency,
         }
     }
 
     fn demote(&mut self, node: NodeId) {
         self.coverage.fault("secondary");
-        self.command(node, Purpose::Secondary, Command::Secondary { volume: VOLUME, held_open: false });
+        self.secondary(node);
+    }
+
+    /// Demotes every volume.
+    fn secondary(&mut self, node: NodeId) {
+        for volume in 0..self.nodes[node].volumes.len() {
+            let command = Command::Secondary { volume: number(volume), held_open: false };
+            self.command(node, volume, Purpose::Secondary, command);
+        }
     }
 
     fn give_up_role(&mut self, node: NodeId) {
@@ -496,17 +565,22 @@ impl World {
 
     /// Promotes a node. Behind the back of a Primary it does so at times only.
     pub(crate) fn try_promotion(&mut self, node: NodeId) {
+        let volumes = 0..self.nodes[node].volumes.len();
         let own = &self.nodes[node];
-        if own.engine.is_none() || own.is_primary() {
+        if own.engine.is_none() || volumes.clone().all(|volume| own.serves(volume)) {
             return;
         }
-        let unseen =
-            self.nodes[1 - node].is_primary() && self.nodes[node].connection() < ConnectionState::Connected;
+        let unseen = self.nodes[1 - node].is_primary()
+            && self.nodes[node].least_connection() < ConnectionState::Connected;
         if unseen && !self.random.one_in(3) {
             return;
         }
         self.coverage.fault("primary");
-        self.promote(node, false);
+        for volume in volumes {
+            if !self.nodes[node].serves(volume) {
+                self.promote(node, volume, false);
+            }
+        }
     }
 
     /// The end: everything is healed, and the nodes have to find together.
@@ -521,7 +595,7 @@ impl World {
         for node in 0..2 {
             self.nodes[node].powered = true;
             self.start_daemon(node);
-            self.nodes[node].administrator.wants_disk = true;
+            self.nodes[node].volumes.iter_mut().for_each(|volume| volume.wants_disk = true);
             self.nodes[node].administrator.wants_connection = true;
         }
         if self.budget > 0 {
@@ -531,23 +605,13 @@ impl World {
         let calm = self.budget == 0
             && self.nodes.iter().all(|node| node.requests.is_empty())
             && self.in_transit.is_empty();
-        if self.are_equal && calm {
+        if self.all_are_equal() && calm {
             self.conclude();
             return;
         }
         if self.now > since + CONVERGENCE {
-            let states = [0, 1].map(|node| {
-                let own = &self.nodes[node];
-                let role = own.volume().map_or(Role::Unknown, |volume| volume.role);
-                let (connection, disk, peer_disk) =
-                    (own.connection(), own.disk_state(), own.peer_disk_state());
-                let waiting = own.requests.len();
-                let marked = own.volume().map_or(0, |volume| volume.counters.out_of_sync_sectors);
-                format!(
-                    "{connection} {role} {disk}/{peer_disk} {waiting} requests, {marked} sectors out of sync"
-                )
-            });
-            self.fail("the nodes find together", format!("{states:?}"));
+            let text = self.all_states();
+            self.fail("the nodes find together", text);
             return;
         }
         if self.now > self.resolved_at + 5 * SECOND {
@@ -559,17 +623,35 @@ impl World {
         self.after(SECOND / 2, Due::Ending);
     }
 
-    /// Whether the node's disk holds everything and does not fail.
+    fn all_states(&self) -> String {
+        let states = [0, 1].map(|node: NodeId| {
+            let own = &self.nodes[node];
+            let waiting = own.requests.len();
+            let volumes = (0..own.volumes.len()).map(|volume| {
+                let role = own.volume(volume).map_or(Role::Unknown, |volume| volume.role);
+                let (connection, disk, peer_disk) =
+                    (own.connection(volume), own.disk_state(volume), own.peer_disk_state(volume));
+                let marked = own.volume(volume).map_or(0, |volume| volume.counters.out_of_sync_sectors);
+                format!("{connection} {role} {disk}/{peer_disk}, {marked} sectors out of sync")
+            });
+            format!("{}, {waiting} requests", volumes.collect::<Vec<_>>().join("; "))
+        });
+        format!("{states:?}")
+    }
+
+    /// Whether the node's disks hold everything and do not fail.
     fn is_intact(&self, node: NodeId) -> bool {
         let own = &self.nodes[node];
+        let fails = |volume: &NodeVolume| volume.failing.is_some_and(|failing| failing.until > self.now);
         own.engine.is_some()
-            && own.failing.is_none_or(|failing| failing.until <= self.now)
-            && own.disk_state() == DiskState::UpToDate
+            && !own.volumes.iter().any(fails)
+            && own.least_disk_state() == DiskState::UpToDate
     }
 
     /// Whether a disk fails, or has failed and does not hold everything again.
     fn a_disk_is_out(&self) -> bool {
-        (0..2).any(|node| self.nodes[node].failing.is_some() && !self.is_intact(node))
+        let failing = |node: &Node| node.volumes.iter().any(|volume| volume.failing.is_some());
+        (0..2).any(|node| failing(&self.nodes[node]) && !self.is_intact(node))
     }
 
     fn begin_ending(&mut self) {
@@ -579,7 +661,7 @@ impl World {
         self.restore(Restore::Link);
         for node in 0..2 {
             self.nodes[node].slow_until = 0;
-            self.nodes[node].failing = None;
+            self.nodes[node].volumes.iter_mut().for_each(|volume| volume.failing = None);
             self.restore(Restore::Power(node));
             if !self.plan.settings.keeps_one_history() {
                 self.restore(Restore::Io(node));
@@ -591,7 +673,8 @@ impl World {
     /// A pause that had to wait for another command came after the end had begun.
     fn resume_late_pauses(&mut self) {
         for node in 0..2 {
-            if self.nodes[node].volume().is_some_and(|volume| volume.paused_by_user) {
+            let paused = |volume| self.nodes[node].volume(volume).is_some_and(|volume| volume.paused_by_user);
+            if (0..self.are_equal.len()).any(paused) {
                 self.restore(Restore::Resync(node));
             }
         }
@@ -599,25 +682,30 @@ impl World {
 
     /// Where neither node has good data any more, somebody has to choose.
     fn last_resort(&mut self, since: u64) {
-        let bad = |node: NodeId| {
-            let disk = self.nodes[node].disk_state();
-            (DiskState::Inconsistent..=DiskState::Outdated).contains(&disk)
-        };
-        let connected = |node: NodeId| self.nodes[node].connection() == ConnectionState::Connected;
-        let met = connected(0) && connected(1);
-        if bad(0) && bad(1) && (met || self.now > since + 30 * SECOND) {
-            self.coverage.fault("primary --force");
-            let better = usize::from(self.nodes[1].disk_state() > self.nodes[0].disk_state());
-            self.promote(better, true);
+        for volume in 0..self.are_equal.len() {
+            let disk = |node: NodeId| self.nodes[node].disk_state(volume);
+            let bad = |node: NodeId| (DiskState::Inconsistent..=DiskState::Outdated).contains(&disk(node));
+            let connected = |node: NodeId| self.nodes[node].connection(volume) == ConnectionState::Connected;
+            let met = connected(0) && connected(1);
+            if bad(0) && bad(1) && (met || self.now > since + 30 * SECOND) {
+                let better = usize::from(disk(1) > disk(0));
+                self.coverage.fault("primary --force");
+                self.promote(better, volume, true);
+            }
         }
     }
 
     fn conclude(&mut self) {
         self.over = true;
-        self.compare("at the end");
+        for volume in 0..self.are_equal.len() {
+            self.compare(volume, "at the end");
+            for node in 0..2 {
+                let disk = &self.nodes[node].volumes[volume].disk;
+                let result = self.checker.check_disk(disk, node, volume, "at the end");
+                self.check("the disk is what it has to be", result);
+            }
+        }
         for node in 0..2 {
-            let result = self.checker.check_disk(&self.nodes[node].disk, node, "at the end");
-            self.check("the disk is what it has to be", result);
             let buffers = self.nodes[node].buffers.len();
             if buffers > 0 {
                 self.fail("every buffer is given back", format!("{buffers} on node {node} are not"));

@@ -11,6 +11,7 @@ use udrbd_units::{EXTENT_SECTORS, Sector};
 use crate::check::Checker;
 use crate::disk::Disk;
 use crate::network::NodeId;
+use crate::node::{NodeVolume, VolumeIndex};
 use crate::world::World;
 
 /// What a disk says may differ.
@@ -31,29 +32,43 @@ impl Covered {
 impl World {
     /// Looks whether a loss of power of both nodes now would be survived.
     pub(crate) fn audit(&mut self) {
-        if !self.were_equal || self.violation.is_some() {
+        if !self.were_equal.contains(&true) || self.violation.is_some() {
             return;
         }
         self.coverage.check("audits");
         let mut random = self.random.fork();
-        let disks = [0, 1].map(|node| {
-            let in_flight = self.nodes[node].in_flight.values().filter_map(|operation| operation.write());
-            self.nodes[node].disk.without_power(&mut random, in_flight)
+        let disks = [0, 1].map(|node: NodeId| {
+            let without_power = |own: &NodeVolume| {
+                let in_flight = own.in_flight.values().filter_map(|operation| operation.write());
+                own.disk.without_power(&mut random, in_flight)
+            };
+            self.nodes[node].volumes.iter().map(without_power).collect::<Vec<_>>()
         });
-        for (node, disk) in disks.iter().enumerate() {
-            let order = self.checker.check_order(node, disk);
+        for (node, disks) in disks.iter().enumerate() {
+            self.look_at_order(node);
+            let order = self.checker.check_order(node, &disks.iter().collect::<Vec<_>>());
             self.check("a mirror keeps the order of writes", order);
         }
-        let found = Checker::differences([&disks[0], &disks[1]], &[]);
+        for volume in 0..self.were_equal.len() {
+            if self.were_equal[volume] {
+                self.audit_marks(volume, disks.each_ref().map(|disks| &disks[volume]));
+            }
+        }
+    }
+
+    /// Looks whether everything in which two disks differ is marked on one of them.
+    fn audit_marks(&mut self, volume: VolumeIndex, disks: [&Disk; 2]) {
+        let found = Checker::differences(disks, &[]);
         if found.is_empty() {
             return;
         }
-        let covered = [0, 1].map(|node| self.covered(node, &disks[node]));
+        let covered = [0, 1].map(|node| self.covered(node, volume, disks[node]));
         for sector in found {
             if !covered.iter().flatten().any(|covered| covered.covers(sector)) {
-                let values = [0, 1].map(|node| disks[node].data.sector(sector).copied().unwrap_or(0));
+                let values = disks.map(|disk| disk.data.sector(sector).copied().unwrap_or(0));
                 let text = format!(
-                    "after a loss of power now sector {sector} would be {values:?}, and nothing would tell"
+                    "after a loss of power now sector {sector} of volume {volume} would be {values:?}, and \
+                     nothing would tell"
                 );
                 self.fail("what may differ is marked on disk", text);
                 return;
@@ -61,8 +76,19 @@ impl World {
         }
     }
 
-    fn covered(&self, node: NodeId, disk: &Disk) -> Option<Covered> {
-        let device = Sector(self.plan.settings.backing_sectors[node]);
+    /// Whether the superblock on a disk says that it is consistent.
+    pub(crate) fn says_consistent(&self, node: NodeId, volume: VolumeIndex) -> bool {
+        let device = Sector(self.plan.settings.backing_sectors[volume][node]);
+        let superblock = Placement::Internal.superblock(device).and_then(|place| {
+            let bytes = self.nodes[node].volumes[volume].disk.metadata_bytes(place.0, 8);
+            let block: [u8; 4096] = bytes.try_into().ok()?;
+            read_superblock(&block, Placement::Internal, device, Unclean::Accept).ok()
+        });
+        superblock.is_some_and(|(superblock, _)| superblock.flags.contains(Flags::CONSISTENT))
+    }
+
+    fn covered(&self, node: NodeId, volume: VolumeIndex, disk: &Disk) -> Option<Covered> {
+        let device = Sector(self.plan.settings.backing_sectors[volume][node]);
         let place = Placement::Internal.superblock(device)?;
         let block: [u8; 4096] = disk.metadata_bytes(place.0, 8).try_into().ok()?;
         let (superblock, layout) =

@@ -5,6 +5,8 @@
 //! possible on the disks that have it. Nothing here believes what an engine says of its data: whether a disk has a
 //! write is looked up on the disk.
 //!
+//! Volumes of a resource have views of their own and one order of writes.
+//!
 //! A write that completed but is on one disk only is *exclusive* to it: before the other disk's data may replace these,
 //! an administrator has to say so. That is what split brain detection is for.
 
@@ -14,6 +16,7 @@ use udrbd_units::SectorRange;
 
 use crate::disk::{Disk, Tag};
 use crate::network::NodeId;
+use crate::node::{ClientRequest, VolumeIndex};
 
 /// Something that must not happen has happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +32,7 @@ pub struct Violation {
 pub(crate) struct WriteRecord {
     /// What the sectors hold afterwards; 0: zeroes.
     pub(crate) value: Tag,
+    pub(crate) volume: VolumeIndex,
     pub(crate) range: SectorRange,
     /// The node of the client.
     pub(crate) issuer: NodeId,
@@ -44,9 +48,9 @@ const ZERO: &[Tag] = &[0];
 /// Mirrored writes whose order is looked at.
 const ORDER_CHECKED: usize = 200;
 
-/// The rules, and what is known.
-pub(crate) struct Checker {
-    pub(crate) writes: Vec<WriteRecord>,
+/// What is known of a volume, by node.
+#[derive(Default)]
+pub(crate) struct Known {
     pub(crate) views: [View; 2],
     pub(crate) exclusive: [BTreeSet<Tag>; 2],
     /// Writes each disk alone has of which its node does not know that yet: the peer failed with the acknowledgement on its
@@ -56,18 +60,27 @@ pub(crate) struct Checker {
     pub(crate) excused: [bool; 2],
     /// Completed writes of a node's clients that no flush of theirs has confirmed.
     unflushed: [Vec<Tag>; 2],
-    /// Writes mirrored to a disk since the mirroring to it began.
-    mirrored: [Vec<Tag>; 2],
+    /// The mirroring to this disk has ended: what was mirrored is what it may be left with.
+    mirroring_over: [bool; 2],
     /// Discards and writes of zeroes; those that are not over.
     zeroes: Vec<Tag>,
     zeroing: Vec<Tag>,
+}
+
+/// The rules, and what is known.
+pub(crate) struct Checker {
+    pub(crate) writes: Vec<WriteRecord>,
+    pub(crate) volumes: Vec<Known>,
+    /// Writes of all volumes mirrored to a node since the mirroring to it began, also when that has ended.
+    mirrored: [Vec<Tag>; 2],
     count: u64,
 }
 
 impl Checker {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(volumes: usize) -> Self {
         let nothing = WriteRecord {
             value: 0,
+            volume: 0,
             range: SectorRange::new(udrbd_units::Sector(0), 0),
             issuer: 0,
             issued: 0,
@@ -75,14 +88,8 @@ impl Checker {
         };
         Self {
             writes: vec![nothing],
-            views: [View::new(), View::new()],
-            exclusive: [BTreeSet::new(), BTreeSet::new()],
-            unnoticed: [BTreeSet::new(), BTreeSet::new()],
-            excused: [false; 2],
-            unflushed: [Vec::new(), Vec::new()],
+            volumes: (0..volumes).map(|_| Known::default()).collect(),
             mirrored: [Vec::new(), Vec::new()],
-            zeroes: Vec::new(),
-            zeroing: Vec::new(),
             count: 1,
         }
     }
@@ -94,19 +101,28 @@ impl Checker {
     }
 
     /// A write is issued. Returns its number and when.
-    pub(crate) fn issue_write(&mut self, issuer: NodeId, range: SectorRange, zeroes: bool) -> (Tag, u64) {
+    pub(crate) fn issue_write(
+        &mut self,
+        issuer: NodeId,
+        volume: VolumeIndex,
+        range: SectorRange,
+        zeroes: bool,
+    ) -> (Tag, u64) {
         let issued = self.tick();
         let number = self.writes.len() as Tag;
         self.writes.push(WriteRecord {
             value: if zeroes { 0 } else { number },
+            volume,
             range,
             issuer,
             issued,
             done: u64::MAX,
         });
+        let known = &mut self.volumes[volume];
         let mut fresh = ZERO.to_vec();
-        fresh.extend(self.zeroing.iter().filter(|other| self.writes[**other as usize].range.overlaps(range)));
-        for view in &mut self.views {
+        fresh
+            .extend(known.zeroing.iter().filter(|other| self.writes[**other as usize].range.overlaps(range)));
+        for view in &mut known.views {
             if zeroes {
                 for (_, possible) in view.range_mut(range.start.0..range.end().0) {
                     possible.push(number);
@@ -118,15 +134,26 @@ impl Checker {
             }
         }
         if zeroes {
-            self.zeroes.push(number);
-            self.zeroing.push(number);
+            known.zeroes.push(number);
+            known.zeroing.push(number);
         }
         (number, issued)
     }
 
     /// A write goes to this disk as well, as the mirror of the node it was issued on.
     pub(crate) fn mirror(&mut self, disk: NodeId, number: Tag) {
+        for volume in 0..self.volumes.len() {
+            if std::mem::take(&mut self.volumes[volume].mirroring_over[disk]) {
+                self.forget_mirrored(disk, volume);
+            }
+        }
         self.mirrored[disk].push(number);
+    }
+
+    /// Nothing is expected any more of the order in which writes of a volume got to a node.
+    fn forget_mirrored(&mut self, disk: NodeId, volume: VolumeIndex) {
+        let writes = &self.writes;
+        self.mirrored[disk].retain(|number| writes[*number as usize].volume != volume);
     }
 
     /// Whether a client of the other node has written to the same place at the same time. Which of the two is kept is open
@@ -135,7 +162,10 @@ impl Checker {
         let write = self.writes[number as usize];
         let recent = &self.writes[self.writes.len().saturating_sub(ORDER_CHECKED * 2)..];
         recent.iter().any(|other| {
-            other.issuer != write.issuer && other.done > write.issued && other.range.overlaps(write.range)
+            other.issuer != write.issuer
+                && other.volume == write.volume
+                && other.done > write.issued
+                && other.range.overlaps(write.range)
         })
     }
 
@@ -144,14 +174,16 @@ impl Checker {
         self.mirrored[disk].retain(|other| *other != number);
     }
 
-    /// The mirroring to this disk begins anew.
-    pub(crate) fn mirroring_ends(&mut self, disk: NodeId) {
-        self.mirrored[disk].clear();
+    /// The mirroring of a volume to this node has ended. What the node is left with stays in order until it begins anew.
+    pub(crate) fn mirroring_ends(&mut self, disk: NodeId, volume: VolumeIndex) {
+        self.volumes[volume].mirroring_over[disk] = true;
     }
 
-    /// A mirror that lost power holds what was written up to some point, and of what was under way then any part: no
-    /// write without all that had completed before it was issued (io spec I6). `found` is what it would hold.
-    pub(crate) fn check_order(&self, disk: NodeId, found: &Disk) -> Result<(), Violation> {
+    /// A mirror holds what was written up to some point, and of what was under way then any part: no write without all that
+    /// had completed before it was issued (io spec I6), also not of another volume: they share a connection, and its epochs.
+    /// So it is at any time, after a loss of power, and when the Primary is gone. `found` is what its disks hold, or would
+    /// hold.
+    pub(crate) fn check_order(&self, disk: NodeId, found: &[&Disk]) -> Result<(), Violation> {
         let mirrored = &self.mirrored[disk];
         // Nearly all of them are on stable storage for long; the rest are the last ones.
         let recent = &mirrored[mirrored.len().saturating_sub(ORDER_CHECKED)..];
@@ -159,16 +191,19 @@ impl Checker {
             let write = self.writes[number as usize];
             write.value != 0
                 && (write.range.start.0..write.range.end().0)
-                    .any(|sector| found.data.sector(sector) == Some(&number))
+                    .any(|sector| found[write.volume].data.sector(sector) == Some(&number))
         };
         let Some(newest) = recent.iter().copied().rev().find(|number| holds_some(*number)) else {
             return Ok(());
         };
         let issued = self.writes[newest as usize].issued;
         for number in recent.iter().copied() {
-            if self.writes[number as usize].done < issued && !self.has(found, number, false) {
+            let write = &self.writes[number as usize];
+            if write.done < issued && !self.has(found[write.volume], number, false) {
+                let volumes = [write.volume, self.writes[newest as usize].volume];
                 let text = format!(
-                    "node {disk} lost write {number}, but holds write {newest}, which was issued after that had completed"
+                    "node {disk} lacks write {number}, but holds write {newest}, which was issued after that had \
+                     completed, of volumes {volumes:?}"
                 );
                 return Err(Violation { rule: "a mirror keeps the order of writes", text });
             }
@@ -179,17 +214,18 @@ impl Checker {
     /// A write did not complete and never will.
     pub(crate) fn give_up_write(&mut self, number: Tag) {
         let now = self.tick();
-        self.writes[number as usize].done = now;
-        self.zeroing.retain(|other| *other != number);
+        let write = &mut self.writes[number as usize];
+        write.done = now;
+        self.volumes[write.volume].zeroing.retain(|other| *other != number);
     }
 
-    fn possible(&self, disk: NodeId, sector: u64) -> &[Tag] {
-        self.views[disk].get(&sector).map_or(ZERO, Vec::as_slice)
+    fn possible(&self, disk: NodeId, volume: VolumeIndex, sector: u64) -> &[Tag] {
+        self.volumes[volume].views[disk].get(&sector).map_or(ZERO, Vec::as_slice)
     }
 
     /// What a read of these sectors of a disk may find now.
-    pub(crate) fn expected(&self, disk: NodeId, range: SectorRange) -> Vec<Vec<Tag>> {
-        (range.start.0..range.end().0).map(|sector| self.possible(disk, sector).to_vec()).collect()
+    pub(crate) fn expected(&self, disk: NodeId, volume: VolumeIndex, range: SectorRange) -> Vec<Vec<Tag>> {
+        (range.start.0..range.end().0).map(|sector| self.possible(disk, volume, sector).to_vec()).collect()
     }
 
     fn holds(&self, possible: &[Tag], value: Tag) -> bool {
@@ -198,14 +234,17 @@ impl Checker {
 
     /// Whether a value found in a sector is this write's, or of one that was not over when it was issued.
     fn not_older(&self, sector: u64, value: Tag, write: &WriteRecord) -> bool {
-        let later = |number: Tag| self.writes[number as usize].done > write.issued;
+        let later = |number: Tag| {
+            let other = &self.writes[number as usize];
+            other.volume == write.volume && other.done > write.issued
+        };
         let covers = |number: Tag| {
             let range = self.writes[number as usize].range;
             range.start.0 <= sector && sector < range.end().0
         };
         match value {
             value if value == write.value => true,
-            0 => self.zeroes.iter().any(|number| covers(*number) && later(*number)),
+            0 => self.volumes[write.volume].zeroes.iter().any(|number| covers(*number) && later(*number)),
             number => later(number),
         }
     }
@@ -227,16 +266,17 @@ impl Checker {
             if durable { disk.data.outcomes(sector).find_map(older) } else { older(disk.data.sector(sector)) }
         };
         if write.value == 0 {
-            self.views[0].range(range).find_map(|(sector, _)| wrong(*sector))
+            self.volumes[write.volume].views[0].range(range).find_map(|(sector, _)| wrong(*sector))
         } else {
             range.into_iter().find_map(wrong)
         }
     }
 
     /// A node has heard that its peer is gone: what that may have lost is kept here alone, and the node knows it.
-    pub(crate) fn notices_loss(&mut self, node: NodeId) {
-        let unnoticed = std::mem::take(&mut self.unnoticed[node]);
-        self.exclusive[node].extend(unnoticed);
+    pub(crate) fn notices_loss(&mut self, node: NodeId, volume: VolumeIndex) {
+        let known = &mut self.volumes[volume];
+        let unnoticed = std::mem::take(&mut known.unnoticed[node]);
+        known.exclusive[node].extend(unnoticed);
     }
 
     /// A write of this node's clients completed. `on`: which disks have it; `good`: which disks hold good data as a
@@ -252,17 +292,18 @@ impl Checker {
     ) {
         let now = self.tick();
         self.writes[number as usize].done = now;
-        self.zeroing.retain(|other| *other != number);
         let write = self.writes[number as usize];
+        self.volumes[write.volume].zeroing.retain(|other| *other != number);
         for disk in 0..2 {
             if on[disk] {
                 self.settle_view(disk, number, &write);
-                if disk == issuer {
-                    self.unflushed[disk].push(number);
-                }
-            } else if on[1 - disk] && good[1 - disk] {
+            }
+            let known = &mut self.volumes[write.volume];
+            if on[disk] && disk == issuer {
+                known.unflushed[disk].push(number);
+            } else if !on[disk] && on[1 - disk] && good[1 - disk] {
                 let later = unnoticed && issuer == 1 - disk;
-                let only_there = if later { &mut self.unnoticed } else { &mut self.exclusive };
+                let only_there = if later { &mut known.unnoticed } else { &mut known.exclusive };
                 only_there[1 - disk].insert(number);
             }
         }
@@ -270,7 +311,7 @@ impl Checker {
 
     fn settle_view(&mut self, disk: NodeId, number: Tag, write: &WriteRecord) {
         let writes = &self.writes;
-        let view = &mut self.views[disk];
+        let view = &mut self.volumes[write.volume].views[disk];
         for (_, possible) in view.range_mut(write.range.start.0..write.range.end().0) {
             possible.retain(|other| *other == number || writes[*other as usize].done > write.issued);
             if !possible.contains(&number) {
@@ -280,11 +321,17 @@ impl Checker {
     }
 
     /// A flush that was issued at `issued` completed on a node whose disk is this.
-    pub(crate) fn complete_flush(&mut self, disk: &Disk, node: NodeId, issued: u64) -> Result<(), Violation> {
-        let unflushed = std::mem::take(&mut self.unflushed[node]);
+    pub(crate) fn complete_flush(
+        &mut self,
+        disk: &Disk,
+        node: NodeId,
+        volume: VolumeIndex,
+        issued: u64,
+    ) -> Result<(), Violation> {
+        let unflushed = std::mem::take(&mut self.volumes[volume].unflushed[node]);
         let (confirmed, rest): (Vec<_>, Vec<_>) =
             unflushed.into_iter().partition(|number| self.writes[*number as usize].done < issued);
-        self.unflushed[node] = rest;
+        self.volumes[volume].unflushed[node] = rest;
         for number in confirmed {
             if let Some((sector, value)) = self.missing(disk, number, true) {
                 let text = format!(
@@ -301,21 +348,27 @@ impl Checker {
     pub(crate) fn complete_read(
         &self,
         disk: NodeId,
-        range: SectorRange,
+        request: &ClientRequest,
         found: &crate::disk::Data,
-        expected: &[Vec<Tag>],
-        issued: u64,
     ) -> Result<(), Violation> {
+        let (volume, range, issued) = (request.volume, request.range, request.issued);
         // Whatever was issued while the read was under way may have been found, also if it is overwritten by now.
         let meanwhile = |sector: u64, value: Tag| {
             let fits = |number: Tag| {
                 let write = &self.writes[number as usize];
-                write.issued > issued && write.range.start.0 <= sector && sector < write.range.end().0
+                write.volume == volume
+                    && write.issued > issued
+                    && write.range.start.0 <= sector
+                    && sector < write.range.end().0
             };
-            if value == 0 { self.zeroes.iter().any(|number| fits(*number)) } else { fits(value) }
+            if value == 0 {
+                self.volumes[volume].zeroes.iter().any(|number| fits(*number))
+            } else {
+                fits(value)
+            }
         };
         let mut items = found.items.iter().peekable();
-        for (offset, before) in expected.iter().enumerate() {
+        for (offset, before) in request.expected.iter().enumerate() {
             let sector = range.start.0 + offset as u64;
             let value = match items.peek() {
                 Some((at, value)) if *at == offset as u64 => {
@@ -325,7 +378,7 @@ impl Checker {
                 _ => 0,
             };
             if !self.holds(before, value)
-                && !self.holds(self.possible(disk, sector), value)
+                && !self.holds(self.possible(disk, volume, sector), value)
                 && !meanwhile(sector, value)
             {
                 let text = format!("sector {sector} reads as write {value}, expected one of {before:?}");
@@ -336,21 +389,28 @@ impl Checker {
     }
 
     /// Whether everything on a disk is what its view says.
-    pub(crate) fn check_disk(&self, disk: &Disk, node: NodeId, when: &str) -> Result<(), Violation> {
+    pub(crate) fn check_disk(
+        &self,
+        disk: &Disk,
+        node: NodeId,
+        volume: VolumeIndex,
+        when: &str,
+    ) -> Result<(), Violation> {
+        let view = &self.volumes[volume].views[node];
         let wrong = |sector: u64, value: Tag, possible: &[Tag]| {
             let text = format!(
-                "{when}: sector {sector} of node {node} holds write {value}, expected one of {possible:?}"
+                "{when}: sector {sector} of volume {volume} of node {node} holds write {value}, expected one of {possible:?}"
             );
             Err(Violation { rule: "no acknowledged write is lost", text })
         };
-        for (sector, possible) in &self.views[node] {
+        for (sector, possible) in view {
             let value = disk.data.sector(*sector).copied().unwrap_or(0);
             if !self.holds(possible, value) {
                 return wrong(*sector, value, possible);
             }
         }
         for (sector, value) in disk.data.contents() {
-            if !self.views[node].contains_key(sector) {
+            if !view.contains_key(sector) {
                 return wrong(*sector, *value, ZERO);
             }
         }
@@ -358,7 +418,13 @@ impl Checker {
     }
 
     /// A node lost power: what its disk holds now may be served from it.
-    pub(crate) fn power_lost(&mut self, node: NodeId, before: &BTreeMap<u64, Tag>, disk: &Disk) {
+    pub(crate) fn power_lost(
+        &mut self,
+        node: NodeId,
+        volume: VolumeIndex,
+        before: &BTreeMap<u64, Tag>,
+        disk: &Disk,
+    ) {
         let after = disk.data.contents();
         let mut changed: Vec<u64> = before.keys().chain(after.keys()).copied().collect();
         changed.sort_unstable();
@@ -366,77 +432,92 @@ impl Checker {
         for sector in changed {
             let value = after.get(&sector).copied().unwrap_or(0);
             if value != before.get(&sector).copied().unwrap_or(0) {
-                self.views[node].entry(sector).or_insert_with(|| ZERO.to_vec()).push(value);
+                let view = &mut self.volumes[volume].views[node];
+                view.entry(sector).or_insert_with(|| ZERO.to_vec()).push(value);
             }
         }
-        let lost: Vec<Tag> =
-            self.exclusive[node].iter().copied().filter(|number| !self.has(disk, *number, false)).collect();
-        for number in lost {
-            self.exclusive[node].remove(&number);
-        }
+        let mut exclusive = std::mem::take(&mut self.volumes[volume].exclusive[node]);
+        exclusive.retain(|number| self.has(disk, *number, false));
+        self.volumes[volume].exclusive[node] = exclusive;
     }
 
     /// The daemon of a node is gone: nobody there can flush for those who wrote before.
     pub(crate) fn daemon_lost(&mut self, node: NodeId) {
-        self.unflushed[node].clear();
-        self.unnoticed[node].clear();
+        for known in &mut self.volumes {
+            known.unflushed[node].clear();
+            known.unnoticed[node].clear();
+        }
     }
 
     /// A node goes on without its disk. What that had alone without the node's knowing it is lost, as if the node had failed
     /// with it: two failures at once, the peer's power and this disk. What it knew of is not: it takes no older data for good.
-    pub(crate) fn disk_lost(&mut self, node: NodeId) {
-        self.unnoticed[node].clear();
+    /// Nor does it keep the order of writes with other volumes: it gets no more of them.
+    pub(crate) fn disk_lost(&mut self, node: NodeId, volume: VolumeIndex) {
+        self.volumes[volume].unnoticed[node].clear();
+        self.forget_mirrored(node, volume);
     }
 
     /// A disk begins to be overwritten with the other's data.
-    pub(crate) fn becomes_target(&mut self, node: NodeId) -> Result<(), Violation> {
-        if !self.excused[node] && !self.exclusive[node].is_empty() {
-            let some: Vec<_> = self.exclusive[node].iter().take(5).collect();
+    pub(crate) fn becomes_target(&mut self, node: NodeId, volume: VolumeIndex) -> Result<(), Violation> {
+        let known = &mut self.volumes[volume];
+        if !known.excused[node] && !known.exclusive[node].is_empty() {
+            let some: Vec<_> = known.exclusive[node].iter().take(5).collect();
             let text = format!("node {node} becomes SyncTarget, which discards completed writes {some:?}");
             return Err(Violation { rule: "no completed write is discarded silently", text });
         }
-        self.exclusive[node].clear();
-        self.unflushed[node].clear();
-        self.views[node] = self.views[1 - node].clone();
+        known.exclusive[node].clear();
+        known.unflushed[node].clear();
+        known.views[node] = known.views[1 - node].clone();
+        self.forget_mirrored(node, volume);
         Ok(())
     }
 
+    /// A node died before the resync that was to overwrite its disk had begun to: so long its superblock says that the disk is
+    /// consistent (io spec I9), and what it holds may be served, as old as it is.
+    pub(crate) fn is_what_it_was(&mut self, node: NodeId, volume: VolumeIndex, disk: &Disk) {
+        for (sector, possible) in &mut self.volumes[volume].views[node] {
+            possible.push(disk.data.sector(*sector).copied().unwrap_or(0));
+        }
+    }
+
     /// A disk has become equal to the other's, or to what that was until its node failed or left.
-    pub(crate) fn became_equal(&mut self, node: NodeId, disk: &Disk, with_peer: bool) {
+    pub(crate) fn became_equal(&mut self, node: NodeId, volume: VolumeIndex, disk: &Disk, with_peer: bool) {
+        let known = &mut self.volumes[volume];
         if with_peer {
-            self.views[node] = self.views[1 - node].clone();
-            self.exclusive = [BTreeSet::new(), BTreeSet::new()];
-            self.unnoticed = [BTreeSet::new(), BTreeSet::new()];
-            self.excused = [false; 2];
+            known.views[node] = known.views[1 - node].clone();
+            known.exclusive = [BTreeSet::new(), BTreeSet::new()];
+            known.unnoticed = [BTreeSet::new(), BTreeSet::new()];
+            known.excused = [false; 2];
         } else {
-            let mut others = std::mem::take(&mut self.exclusive[1 - node]);
+            let mut others = std::mem::take(&mut known.exclusive[1 - node]);
+            known.exclusive[node].clear();
             others.retain(|number| !self.has(disk, *number, false));
-            self.exclusive[1 - node] = others;
-            self.exclusive[node].clear();
+            self.volumes[volume].exclusive[1 - node] = others;
         }
     }
 
     /// A write on its way to a disk that is taken for equal to the other's: what the disk holds there now may be served.
     pub(crate) fn may_still_lack(&mut self, disk: NodeId, contents: &Disk, number: Tag) {
-        let range = self.writes[number as usize].range;
+        let WriteRecord { volume, range, .. } = self.writes[number as usize];
         for sector in range.start.0..range.end().0 {
             let value = contents.data.sector(sector).copied().unwrap_or(0);
-            let possible = self.views[disk].entry(sector).or_insert_with(|| ZERO.to_vec());
+            let possible = self.volumes[volume].views[disk].entry(sector).or_insert_with(|| ZERO.to_vec());
             possible.extend([value, number]);
         }
     }
 
     /// An administrator says that what this disk holds is good.
-    pub(crate) fn declare_good(&mut self, node: NodeId, disk: &Disk) {
-        let view: View = self.views[node]
+    pub(crate) fn declare_good(&mut self, node: NodeId, volume: VolumeIndex, disk: &Disk) {
+        let known = &mut self.volumes[volume];
+        let view: View = known.views[node]
             .keys()
             .map(|sector| (*sector, vec![disk.data.sector(*sector).copied().unwrap_or(0)]))
             .collect();
-        self.views[node] = view;
+        known.views[node] = view;
         for (sector, value) in disk.data.contents() {
-            self.views[node].entry(*sector).or_insert_with(|| vec![*value]);
+            known.views[node].entry(*sector).or_insert_with(|| vec![*value]);
         }
-        self.excused[1 - node] = true;
+        known.excused[1 - node] = true;
     }
 
     /// Sectors in which two disks differ, `busy` ranges left out.

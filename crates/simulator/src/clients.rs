@@ -6,9 +6,9 @@ use udrbd_engine::interface::{Buffer, ClientError, ClientRequest as Request, Eve
 use udrbd_units::{ConnectionState, DiskState, Sector, SectorRange};
 
 use crate::disk::Data;
-use crate::machine::{VOLUME, zeroes};
+use crate::machine::{number, zeroes};
 use crate::network::NodeId;
-use crate::node::{ClientRequest, Mirrored};
+use crate::node::{ClientRequest, Mirrored, VolumeIndex};
 use crate::plan::SECOND;
 use crate::world::{Due, InTransit, World};
 
@@ -43,7 +43,9 @@ impl World {
     /// Issues what may be issued.
     pub(crate) fn run_clients(&mut self) {
         while self.budget > 0 && self.violation.is_none() {
-            let primaries: Vec<NodeId> = (0..2).filter(|node| self.nodes[*node].is_primary()).collect();
+            let places = (0..2).flat_map(|node| (0..self.are_equal.len()).map(move |volume| (node, volume)));
+            let primaries: Vec<(NodeId, VolumeIndex)> =
+                places.filter(|(node, volume)| self.nodes[*node].serves(*volume)).collect();
             if primaries.is_empty() {
                 if self.now > self.clients_since + PATIENCE {
                     self.budget = 0;
@@ -52,13 +54,13 @@ impl World {
                 }
                 return;
             }
-            let node = self.random.pick(&primaries);
+            let (node, volume) = self.random.pick(&primaries);
             if self.nodes[node].requests.len() >= self.depth as usize {
                 return;
             }
             self.budget -= 1;
             self.clients_since = self.now;
-            self.issue(node);
+            self.issue(node, volume);
             if self.budget > 0 && self.plan.settings.think > 0 {
                 let delay = self.think();
                 self.call_clients(delay);
@@ -67,33 +69,33 @@ impl World {
         }
     }
 
-    fn issue(&mut self, node: NodeId) {
+    fn issue(&mut self, node: NodeId, volume: VolumeIndex) {
         let (reads, flushes, discards) = self.plan.settings.mix;
         let kind = self.random.below(100);
         let (fua, partial) = (self.plan.settings.fua, self.plan.settings.partial);
         if kind < reads {
-            let range = self.range(partial);
-            self.request(node, Operation::Read, range);
+            let range = self.range(volume, partial);
+            self.request(node, volume, Operation::Read, range);
         } else if kind < reads + flushes {
-            self.request(node, Operation::Flush, SectorRange::new(Sector(0), 0));
+            self.request(node, volume, Operation::Flush, SectorRange::new(Sector(0), 0));
         } else if kind < reads + flushes + discards {
-            let range = self.range(partial);
+            let range = self.range(volume, partial);
             let operation = match self.random.below(3) {
                 0 => Operation::WriteZeroes { may_unmap: self.random.one_in(2) },
                 _ => Operation::Discard,
             };
-            self.request(node, operation, range);
+            self.request(node, volume, operation, range);
         } else {
-            let range = self.range(partial);
+            let range = self.range(volume, partial);
             let fua = self.random.below(100) < fua;
             let preflush = fua && self.random.one_in(3);
-            self.request(node, Operation::Write { fua, preflush }, range);
+            self.request(node, volume, Operation::Write { fua, preflush }, range);
         }
     }
 
-    fn range(&mut self, partial: u64) -> SectorRange {
-        let place = self.random.below(self.plan.settings.regions.len() as u64) as usize;
-        let (start, count) = self.plan.settings.regions[place];
+    fn range(&mut self, volume: VolumeIndex, partial: u64) -> SectorRange {
+        let place = self.random.below(self.plan.settings.regions[volume].len() as u64) as usize;
+        let (start, count) = self.plan.settings.regions[volume][place];
         let first = start + self.random.below(count);
         let most = (start + count - first).min(self.plan.settings.blocks_max);
         let blocks = self.random.between(1, most);
@@ -106,18 +108,19 @@ impl World {
         SectorRange::new(Sector(sector), (sectors * 512) as u32)
     }
 
-    fn request(&mut self, node: NodeId, operation: Operation, range: SectorRange) {
+    fn request(&mut self, node: NodeId, volume: VolumeIndex, operation: Operation, range: SectorRange) {
         let id = RequestId(self.next_request);
         self.next_request += 1;
         let issued;
         let (mut write, mut buffer, mut expected) = (0, None, Vec::new());
-        let viewer = self.served_from(node);
+        let viewer = self.served_from(node, volume);
         match operation {
             Operation::Read => {
                 issued = self.checker.tick();
-                expected = self.checker.expected(viewer, range);
-                if self.is_cut_off(node, viewer) {
-                    for (sector, more) in expected.iter_mut().zip(self.checker.expected(node, range)) {
+                expected = self.checker.expected(viewer, volume, range);
+                if self.is_cut_off(node, volume, viewer) {
+                    let more = self.checker.expected(node, volume, range);
+                    for (sector, more) in expected.iter_mut().zip(more) {
                         sector.extend(more);
                     }
                 }
@@ -125,55 +128,63 @@ impl World {
             }
             Operation::Flush => issued = self.checker.tick(),
             Operation::Write { .. } => {
-                (write, issued) = self.checker.issue_write(node, range, false);
+                (write, issued) = self.checker.issue_write(node, volume, range, false);
                 let items = (0..range.sectors()).map(|offset| (offset, write)).collect();
                 let data = Rc::new(Data { sectors: range.sectors(), items });
                 buffer = Some(self.nodes[node].add_buffer(data));
             }
             Operation::Discard | Operation::WriteZeroes { .. } => {
-                (write, issued) = self.checker.issue_write(node, range, true);
+                (write, issued) = self.checker.issue_write(node, volume, range, true);
             }
         }
         if self.is_tracing() {
-            let text = format!("request {} is write {write}: {operation:?} {range:?}", id.0);
+            let text = format!("request {} is write {write}: {operation:?} {range:?} of {volume}", id.0);
             self.say(&text);
         }
-        let mirrored_since = self.mirrored_since(node);
+        let mirrored_since = self.mirrored_since(node, volume);
         if mirrored_since.is_some() && write > 0 {
             self.checker.mirror(1 - node, write);
         }
-        let own = &mut self.nodes[node];
+        let own = &self.nodes[node].volumes[volume];
         let stored_since = own.storing.then_some(own.disk_losses);
-        own.requests.insert(
-            id,
-            ClientRequest { operation, range, write, issued, buffer, mirrored_since, stored_since, expected },
-        );
-        self.feed(node, Event::Request(Request { id, volume: VOLUME, operation, range, buffer }));
+        let request = ClientRequest {
+            volume,
+            operation,
+            range,
+            write,
+            issued,
+            buffer,
+            mirrored_since,
+            stored_since,
+            expected,
+        };
+        self.nodes[node].requests.insert(id, request);
+        self.feed(node, Event::Request(Request { id, volume: number(volume), operation, range, buffer }));
     }
 
     /// Since when a node's writes go to the peer, whose power, daemon and disk have been there as long; `None`: they do
     /// not.
-    fn mirrored_since(&self, node: NodeId) -> Option<Mirrored> {
-        let (own, peer) = (&self.nodes[node], &self.nodes[1 - node]);
-        let since =
-            Mirrored { interruptions: own.interruptions, life: peer.life, disk_losses: peer.disk_losses };
+    fn mirrored_since(&self, node: NodeId, volume: VolumeIndex) -> Option<Mirrored> {
+        let [own, peer] = [node, 1 - node].map(|node| &self.nodes[node].volumes[volume]);
+        let life = self.nodes[1 - node].life;
+        let since = Mirrored { interruptions: own.interruptions, life, disk_losses: peer.disk_losses };
         (own.mirroring && peer.storing).then_some(since)
     }
 
     /// Whose disk a node's clients read.
-    fn served_from(&self, node: NodeId) -> NodeId {
+    fn served_from(&self, node: NodeId, volume: VolumeIndex) -> NodeId {
         let own = &self.nodes[node];
-        let good = matches!(own.disk_state(), DiskState::UpToDate | DiskState::Consistent);
-        if !good && own.peer_disk_state() == DiskState::UpToDate { 1 - node } else { node }
+        let good = matches!(own.disk_state(volume), DiskState::UpToDate | DiskState::Consistent);
+        if !good && own.peer_disk_state(volume) == DiskState::UpToDate { 1 - node } else { node }
     }
 
     /// Whether a node reads on a disk whose node has parted from it and may write alone, which it does not know yet. Without
     /// fencing nothing keeps a second Primary from reading data of before then.
-    fn is_cut_off(&self, node: NodeId, viewer: NodeId) -> bool {
+    fn is_cut_off(&self, node: NodeId, volume: VolumeIndex, viewer: NodeId) -> bool {
         viewer != node
             && self.plan.settings.net_options.allow_two_primaries
-            && self.nodes[node].storing
-            && self.nodes[viewer].connection() < ConnectionState::Connected
+            && self.nodes[node].volumes[volume].storing
+            && self.nodes[viewer].connection(volume) < ConnectionState::Connected
     }
 
     /// A request is complete.
@@ -193,7 +204,10 @@ impl World {
             (Operation::Flush, Ok(())) => self.flush_completed(node, &request),
             (Operation::Read | Operation::Flush, Err(_)) => {}
             (_, Ok(())) => self.write_completed(node, &request),
-            (_, Err(_)) => self.checker.give_up_write(request.write),
+            (_, Err(_)) => {
+                self.checker.give_up_write(request.write);
+                self.checker.excuse_from_order(1 - node, request.write);
+            }
         }
         if result.is_err() {
             self.coverage.check("requests that failed");
@@ -213,35 +227,38 @@ impl World {
             self.fail("a read has its data", format!("{buffer:?} on node {node}"));
             return;
         };
-        let viewer = self.served_from(node);
-        let (range, issued) = (request.range, request.issued);
-        let mut result = self.checker.complete_read(viewer, range, &found, &request.expected, issued);
-        if result.is_err() && self.is_cut_off(node, viewer) {
-            result = self.checker.complete_read(node, range, &found, &request.expected, issued);
+        let volume = request.volume;
+        let viewer = self.served_from(node, volume);
+        let mut result = self.checker.complete_read(viewer, request, &found);
+        if result.is_err() && self.is_cut_off(node, volume, viewer) {
+            result = self.checker.complete_read(node, request, &found);
         }
         self.check("reads", result);
     }
 
     fn flush_completed(&mut self, node: NodeId, request: &ClientRequest) {
-        if request.stored_since != Some(self.nodes[node].disk_losses) {
+        let own = &self.nodes[node].volumes[request.volume];
+        if request.stored_since != Some(own.disk_losses) {
             return;
         }
-        let result = self.checker.complete_flush(&self.nodes[node].disk, node, request.issued);
+        let result = self.checker.complete_flush(&own.disk, node, request.volume, request.issued);
         self.check("flushes", result);
     }
 
     fn write_completed(&mut self, node: NodeId, request: &ClientRequest) {
         self.coverage.check("completed writes");
-        let write = request.write;
-        let mut on = [0, 1].map(|disk| self.checker.has(&self.nodes[disk].disk, write, false));
-        let name = format!("write {write} of {:?} on node {node}", request.range);
+        let (write, volume) = (request.write, request.volume);
+        let mut on =
+            [0, 1].map(|disk: NodeId| self.checker.has(&self.nodes[disk].volumes[volume].disk, write, false));
+        let name = format!("write {write} of {:?} of volume {volume} on node {node}", request.range);
         // A peer that acknowledged the write and lost power since may have lost it with its cache.
         let peer_failed = request.mirrored_since.is_some_and(|since| since.life != self.nodes[1 - node].life);
         // With protocol A the write may still be on its way to the peer: nothing is promised of that.
         let asynchronous = self.is_asynchronous();
-        let sent = asynchronous && (request.mirrored_since.is_some() || self.nodes[node].mirroring);
+        let sent =
+            asynchronous && (request.mirrored_since.is_some() || self.nodes[node].volumes[volume].mirroring);
         if sent {
-            self.in_transit.push(InTransit { issuer: node, write, range: request.range });
+            self.in_transit.push(InTransit { issuer: node, write, volume, range: request.range });
             self.forget_what_arrived();
         }
         let on_its_way = self.in_transit.iter().any(|other| other.write == write);
@@ -259,32 +276,32 @@ impl World {
         let mirrored = !asynchronous
             && !contended
             && request.mirrored_since.is_some()
-            && request.mirrored_since == self.mirrored_since(node);
+            && request.mirrored_since == self.mirrored_since(node, volume);
         if mirrored && !on[1 - node] {
             self.fail("a completed write is on both disks", format!("{name} is not on the peer's"));
             return;
         }
-        let stored = request.stored_since == Some(self.nodes[node].disk_losses);
+        let stored = request.stored_since == Some(self.nodes[node].volumes[volume].disk_losses);
         if stored && !on[node] {
             self.fail("a completed write is on both disks", format!("{name} is not on the own"));
             return;
         }
         if matches!(request.operation, Operation::Write { fua: true, .. }) {
             for (disk, wanted) in [(node, stored), (1 - node, mirrored)] {
-                if wanted && !self.checker.has(&self.nodes[disk].disk, write, true) {
+                if wanted && !self.checker.has(&self.nodes[disk].volumes[volume].disk, write, true) {
                     self.fail("FUA means stable storage", format!("{name} can be lost on node {disk}"));
                 }
             }
         }
         let good = [0, 1].map(|disk: NodeId| {
-            !on_its_way && !contended && self.nodes[disk].disk_state() >= DiskState::Consistent
+            !on_its_way && !contended && self.nodes[disk].disk_state(volume) >= DiskState::Consistent
         });
         // The acknowledgement was on its way when the peer lost power with what was in its cache, as if it had come just
         // before: this node does not know, and if it fails as well before it does, nobody can.
-        let own = &self.nodes[node];
+        let own = &self.nodes[node].volumes[volume];
         let believed = own.mirroring
             && request.mirrored_since.is_some_and(|since| since.interruptions == own.interruptions);
         self.checker.complete_write(write, node, on, good, believed && peer_failed);
-        self.check_one_history();
+        self.check_one_history(volume);
     }
 }

@@ -5,7 +5,7 @@ use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Protocol, Resize
 use udrbd_units::{ConnectionState, DiskState, Minor};
 
 use crate::aims::Aim;
-use crate::machine::VOLUME;
+use crate::machine::number;
 use crate::network::NodeId;
 use crate::node::Purpose;
 use crate::plan::{Operation, SECOND, Settings, Step, pause};
@@ -21,11 +21,15 @@ const VERIFIES: u64 = 0x7665_7269;
 /// What makes commands out of place.
 const OPERATORS: u64 = 0x6f70_6572;
 
+/// What makes a second volume.
+const SEVERAL_VOLUMES: u64 = 0x766f_6c73;
+
 /// Adds to the plan of a seed what is drawn apart from it.
 pub(crate) fn add(seed: u64, aim: Option<Aim>, settings: &mut Settings, steps: &mut Vec<Step>) {
     if aim == Some(Aim::Failures) {
         return;
     }
+    crate::several::plan(&mut Random::new(seed ^ SEVERAL_VOLUMES), settings);
     crate::fencing::plan(&mut Random::new(seed ^ FENCING), settings);
     let mut random = Random::new(seed ^ TWO_PRIMARIES);
     if random.one_in(8) && settings.net_options.protocol != Protocol::A {
@@ -77,8 +81,8 @@ impl World {
     /// Both nodes become Primary.
     pub(crate) fn promote_both(&mut self) {
         for node in 0..2 {
-            if self.nodes[node].disk_state() == DiskState::UpToDate
-                && self.nodes[node].connection() == ConnectionState::Connected
+            if self.nodes[node].least_disk_state() == DiskState::UpToDate
+                && self.nodes[node].least_connection() == ConnectionState::Connected
             {
                 self.try_promotion(node);
             }
@@ -87,25 +91,28 @@ impl World {
 
     pub(crate) fn verify(&mut self, node: NodeId) {
         self.coverage.fault("verify");
-        self.command(node, Purpose::Other, Command::Verify { volume: VOLUME, start: None, stop: None });
+        let volume = self.some_volume();
+        let command = Command::Verify { volume: number(volume), start: None, stop: None };
+        self.command(node, volume, Purpose::Other, command);
     }
 
     /// An operator gives a command that nobody asked for. What cannot be done now is refused.
     pub(crate) fn deed(&mut self, node: NodeId, which: u32, time: u64) {
         self.coverage.fault("command out of place");
-        let volume = VOLUME;
+        let place = self.some_volume();
+        let volume = number(place);
         let command = match which {
             0 => Command::Outdate { volume },
             1 => Command::NewCurrentUuid { volume, clear_bitmap: false },
             2 => {
-                self.nodes[node].administrator.wants_disk = false;
-                self.nodes[node].administrator.gives_disk_up = true;
+                self.nodes[node].volumes[place].wants_disk = false;
+                self.nodes[node].volumes[place].gives_disk_up = true;
                 self.after(time, Due::Over(Restore::Disk(node)));
-                self.command(node, Purpose::Detach, Command::Detach { volume, force: true });
+                self.command(node, place, Purpose::Detach, Command::Detach { volume, force: true });
                 return;
             }
             3 | 4 => {
-                self.command(node, Purpose::Disconnect, Command::Disconnect { force: which == 4 });
+                self.command(node, 0, Purpose::Disconnect, Command::Disconnect { force: which == 4 });
                 return;
             }
             5 => {
@@ -137,15 +144,15 @@ impl World {
                 };
                 Command::NetOptions(Box::new(options))
             }
-            12 => Command::NewMinor { volume, minor: Minor(0) },
+            12 => Command::NewMinor { volume, minor: Minor(place as u32) },
             13 => {
-                self.command(node, Purpose::DelMinor, Command::DelMinor { volume });
+                self.command(node, place, Purpose::DelMinor, Command::DelMinor { volume });
                 return;
             }
             14 => Command::Resize { volume, request: ResizeRequest::default() },
             15 => Command::ResumeSync { volume },
             16 => {
-                self.invalidate(node, node);
+                self.invalidate(node, place, node);
                 return;
             }
             _ => {
@@ -153,6 +160,6 @@ impl World {
                 return;
             }
         };
-        self.command(node, Purpose::Other, command);
+        self.command(node, place, Purpose::Other, command);
     }
 }

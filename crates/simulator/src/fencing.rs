@@ -8,9 +8,10 @@
 use udrbd_engine::interface::{Command, DiskOptions, Event, Fencing, HandlerId, Protocol};
 use udrbd_units::DiskState;
 
-use crate::machine::VOLUME;
+use crate::machine::number;
 use crate::network::NodeId;
 use crate::node::Purpose;
+use crate::node::VolumeIndex;
 use crate::plan::{MILLISECOND, SECOND, Settings, pause};
 use crate::random::Random;
 use crate::world::{Due, World};
@@ -88,18 +89,21 @@ impl World {
             self.cut_power(peer, time);
             return 7;
         }
-        if other.disk_state() == DiskState::Inconsistent {
+        let volumes = 0..other.volumes.len();
+        if volumes.clone().all(|volume| other.disk_state(volume) == DiskState::Inconsistent) {
             return 3;
         }
         if self.random.one_in(2) {
-            self.command(peer, Purpose::Other, Command::Outdate { volume: VOLUME });
+            for volume in volumes {
+                self.command(peer, volume, Purpose::Other, Command::Outdate { volume: number(volume) });
+            }
         }
         4
     }
 
     /// With a good cluster manager no two nodes have completed writes that the other lacks.
-    pub(crate) fn check_one_history(&mut self) {
-        let [one, other] = &self.checker.exclusive;
+    pub(crate) fn check_one_history(&mut self, volume: VolumeIndex) {
+        let [one, other] = &self.checker.volumes[volume].exclusive;
         if !self.plan.settings.keeps_one_history() || one.is_empty() || other.is_empty() {
             return;
         }

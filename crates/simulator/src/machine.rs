@@ -10,12 +10,19 @@ use udrbd_wire::{DigestValue, Incoming};
 
 use crate::disk::{Change, Data, Disk, Sparse, Write};
 use crate::network::{Ending, Frame, NodeId, Tail};
-use crate::node::InFlight;
+use crate::node::{InFlight, VolumeIndex};
 use crate::plan::SECOND;
 use crate::world::{Due, World};
 
-/// The volume the runs are about.
-pub(crate) const VOLUME: VolumeNumber = VolumeNumber(0);
+/// The number of a volume.
+pub(crate) const fn number(volume: VolumeIndex) -> VolumeNumber {
+    VolumeNumber(volume as u16)
+}
+
+/// The volume of a number.
+fn index(volume: VolumeNumber) -> VolumeIndex {
+    usize::from(volume.0)
+}
 
 const CONNECTION_REFUSED: i32 = 111;
 const TIMED_OUT: i32 = 110;
@@ -32,43 +39,49 @@ impl World {
             self.trace_action(node, &action);
         }
         match action {
-            Action::Read { token, range, buffer, digest, look_for_zeroes, .. } => {
+            Action::Read { token, volume, range, buffer, digest, look_for_zeroes } => {
                 let now = self.random.one_in(2);
-                let found = now.then(|| self.nodes[node].disk.data.read(range.start.0, range.sectors()));
-                self.submit(node, InFlight::Read { token, range, buffer, digest, look_for_zeroes, found });
+                let disk = &self.nodes[node].volumes[index(volume)].disk;
+                let found = now.then(|| disk.data.read(range.start.0, range.sectors()));
+                self.submit(
+                    node,
+                    volume,
+                    InFlight::Read { token, range, buffer, digest, look_for_zeroes, found },
+                );
             }
-            Action::Write { token, range, buffer, fua, preflush, .. } => {
+            Action::Write { token, volume, range, buffer, fua, preflush } => {
                 let Some(data) = self.data_of(node, buffer, range) else { return };
                 let change = Change::Data { start: range.start.0, data };
-                let preflush = preflush.then(|| self.nodes[node].disk.completed());
-                self.submit(node, InFlight::Write { token, write: Write { change, preflush, fua } });
+                let preflush = preflush.then(|| self.completed_changes(node, volume));
+                self.submit(node, volume, InFlight::Write { token, write: Write { change, preflush, fua } });
             }
-            Action::Flush { token, .. } => {
-                let preflush = Some(self.nodes[node].disk.completed());
+            Action::Flush { token, volume } => {
+                let preflush = Some(self.completed_changes(node, volume));
                 let write = Write { change: Change::Flush, preflush, fua: false };
-                self.submit(node, InFlight::Write { token, write });
+                self.submit(node, volume, InFlight::Write { token, write });
             }
-            Action::Discard { token, range, .. } => {
+            Action::Discard { token, volume, range, .. } => {
                 let data = Rc::new(Data::zeroes(range.sectors()));
                 let change = Change::Data { start: range.start.0, data };
                 let write = Write { change, preflush: None, fua: false };
-                self.submit(node, InFlight::Write { token, write });
+                self.submit(node, volume, InFlight::Write { token, write });
             }
             Action::BeginUndo { .. } | Action::KeepOld { .. } => {
                 self.fail("nothing is kept unasked", "no undo is configured".to_owned());
             }
-            Action::ReadMetadata { token, position, bytes, .. } => {
-                self.submit(node, InFlight::MetadataRead { token, start: position.0, bytes });
+            Action::ReadMetadata { token, volume, position, bytes } => {
+                self.submit(node, volume, InFlight::MetadataRead { token, start: position.0, bytes });
             }
-            Action::WriteMetadata { token, position, block, preflush, fua, .. } => {
+            Action::WriteMetadata { token, volume, position, block, preflush, fua } => {
                 let change = Disk::metadata_change(position.0, &block[..]);
-                let preflush = preflush.then(|| self.nodes[node].disk.completed());
+                let preflush = preflush.then(|| self.completed_changes(node, volume));
                 let write = Write { change, preflush, fua };
-                self.submit(node, InFlight::MetadataWrite { token, write, block });
+                self.submit(node, volume, InFlight::MetadataWrite { token, write, block });
             }
-            Action::CloseDisk { .. } => {
-                let busy = self.nodes[node].in_flight.len();
-                if busy > 0 && !self.nodes[node].administrator.gives_disk_up {
+            Action::CloseDisk { volume } => {
+                let own = &self.nodes[node].volumes[index(volume)];
+                let busy = own.in_flight.len();
+                if busy > 0 && !own.gives_disk_up {
                     self.fail("a disk is closed when nothing is in flight", format!("{busy} operations are"));
                 }
             }
@@ -98,7 +111,7 @@ impl World {
                     self.after(delay, Due::Handler { node, life, handler, status: 0 });
                 }
             }
-            Action::Device { role, .. } => self.nodes[node].role = role,
+            Action::Device { volume, role, .. } => self.nodes[node].volumes[index(volume)].role = role,
             Action::Report(Report::Log { .. } | Report::StateChanged | Report::Progress) => {}
         }
     }
@@ -130,49 +143,63 @@ impl World {
         (usual * slow * odd).min(SLOWEST_OPERATION)
     }
 
-    fn submit(&mut self, node: NodeId, operation: InFlight) {
+    /// How many changes a disk has completed.
+    fn completed_changes(&self, node: NodeId, volume: VolumeNumber) -> u64 {
+        self.nodes[node].volumes[index(volume)].disk.completed()
+    }
+
+    fn submit(&mut self, node: NodeId, volume: VolumeNumber, operation: InFlight) {
         let delay = self.disk_delay(node);
         let number = self.next_operation;
         self.next_operation += 1;
         self.disk_passes(node, &operation, false);
-        self.nodes[node].in_flight.insert(number, operation);
+        let volume = index(volume);
+        self.nodes[node].volumes[volume].in_flight.insert(number, operation);
         let life = self.nodes[node].life;
-        self.after(delay, Due::Disk { node, life, operation: number });
+        self.after(delay, Due::Disk { node, life, volume, operation: number });
     }
 
-    pub(crate) fn disk_done(&mut self, node: NodeId, number: u64) {
-        let own = &mut self.nodes[node];
+    pub(crate) fn disk_done(&mut self, node: NodeId, volume: VolumeIndex, number: u64) {
+        let own = &mut self.nodes[node].volumes[volume];
         let Some(operation) = own.in_flight.remove(&number) else { return };
         let failed = own.failing.is_some_and(|failing| failing.hits(self.now, &operation));
         // Of a write that failed anything may be there, or nothing.
         let mut random = if failed { self.random.fork() } else { crate::random::Random::new(0) };
-        let own = &mut self.nodes[node];
-        own.administrator.disk_failed |= failed;
+        let own = &mut self.nodes[node].volumes[volume];
+        own.disk_failed |= failed;
         match operation.write() {
             Some(write) if failed => own.disk.fail(write, &mut random),
             Some(write) => own.disk.complete(write),
             None => {}
         }
         self.disk_passes(node, &operation, true);
-        let event = self.disk_event(node, operation, if failed { Err(IoError { errno: 5 }) } else { Ok(()) });
+        let result = if failed { Err(IoError { errno: 5 }) } else { Ok(()) };
+        let event = self.disk_event(node, volume, operation, result);
         self.feed(node, event);
     }
 
     /// What a node hears of an operation of its disk.
-    fn disk_event(&mut self, node: NodeId, operation: InFlight, result: Result<(), IoError>) -> Event {
+    fn disk_event(
+        &mut self,
+        node: NodeId,
+        volume: VolumeIndex,
+        operation: InFlight,
+        result: Result<(), IoError>,
+    ) -> Event {
         let own = &mut self.nodes[node];
+        let disk = &own.volumes[volume].disk;
         match operation {
             InFlight::Write { token, .. } => Event::WriteDone { token, result },
             InFlight::MetadataWrite { token, block, .. } => Event::MetadataWritten { token, block, result },
             InFlight::MetadataRead { token, start, bytes } => {
-                let bytes = own.disk.metadata_bytes(start, u64::from(bytes) / 512);
+                let bytes = disk.metadata_bytes(start, u64::from(bytes) / 512);
                 Event::MetadataRead { token, result: result.map(|()| bytes) }
             }
             InFlight::Read { token, buffer, .. } if result.is_err() => {
                 Event::ReadDone { token, buffer, digest: None, zeroes: false, result }
             }
             InFlight::Read { token, range, buffer, digest, look_for_zeroes, found } => {
-                let data = found.unwrap_or_else(|| own.disk.data.read(range.start.0, range.sectors()));
+                let data = found.unwrap_or_else(|| disk.data.read(range.start.0, range.sectors()));
                 let digest = digest.map(|algorithm| algorithm.digest(&data.bytes()));
                 let zeroes = look_for_zeroes && data.items.is_empty();
                 let buffer = match buffer {
@@ -294,7 +321,7 @@ impl World {
         message.packet.encode(&mut bytes, message.dialect, message.volume, digest, payload_bytes);
         self.coverage.packet(message.packet.command(message.dialect).log_name());
         self.packet_passes(node, &message.packet);
-        self.verify_passes(node, &message.packet);
+        self.verify_passes(node, index(message.volume), &message.packet);
         let delay = self.network_delay();
         let at = self.network.send(connection, end, self.now, delay, bytes, tail);
         self.at(at, Due::Arrival { connection, direction: end });
@@ -435,23 +462,25 @@ impl World {
     }
 
     /// Where a node's metadata are.
-    fn layout(&self, node: NodeId) -> Option<Layout> {
-        let device = Sector(self.plan.settings.backing_sectors[node]);
+    fn layout(&self, node: NodeId, volume: VolumeIndex) -> Option<Layout> {
+        let device = Sector(self.plan.settings.backing_sectors[volume][node]);
         Layout::new(Placement::Internal, device, Striping::DEFAULT).ok()
     }
 
     /// The metadata tool's work before the run.
     pub(crate) fn create_all_metadata(&mut self) {
         let capacity = |layout: Layout| layout.max_capacity(layout.superblock);
-        let size = (0..2).filter_map(|node| self.layout(node)).map(capacity).min();
-        for node in 0..2 {
-            self.create_metadata(node, size.filter(|_| self.plan.settings.in_sync));
+        for volume in 0..self.plan.settings.backing_sectors.len() {
+            let size = (0..2).filter_map(|node| self.layout(node, volume)).map(capacity).min();
+            for node in 0..2 {
+                self.create_metadata(node, volume, size.filter(|_| self.plan.settings.in_sync));
+            }
         }
     }
 
     /// Creates a node's metadata; as of a disk that is in sync with the other node's where the agreed size is given.
-    pub(crate) fn create_metadata(&mut self, node: NodeId, agreed: Option<Sector>) {
-        let Some(layout) = self.layout(node) else {
+    pub(crate) fn create_metadata(&mut self, node: NodeId, volume: VolumeIndex, agreed: Option<Sector>) {
+        let Some(layout) = self.layout(node, volume) else {
             self.fail("metadata fit", "the device is too small".to_owned());
             return;
         };
@@ -468,7 +497,8 @@ impl World {
         }
         for (start, block) in blocks {
             let change = Disk::metadata_change(start, &block);
-            self.nodes[node].disk.complete(&Write { change, preflush: None, fua: true });
+            let write = Write { change, preflush: None, fua: true };
+            self.nodes[node].volumes[volume].disk.complete(&write);
         }
     }
 }

@@ -12,6 +12,9 @@ use udrbd_wire::DigestAlgorithm;
 
 use crate::disk::{Change, Data, Disk, Tag, Write};
 
+/// One of the volumes of the resource: also its number there.
+pub(crate) type VolumeIndex = usize;
+
 /// A disk operation in flight.
 #[derive(Debug)]
 pub(crate) enum InFlight {
@@ -64,6 +67,7 @@ pub(crate) struct Mirrored {
 /// A request of a client that is not complete.
 #[derive(Debug)]
 pub(crate) struct ClientRequest {
+    pub(crate) volume: VolumeIndex,
     pub(crate) operation: Operation,
     pub(crate) range: SectorRange,
     /// The number of the write.
@@ -130,24 +134,90 @@ pub(crate) enum Resolution {
 /// What the administrator of a node wants, and is doing.
 #[derive(Debug, Default)]
 pub(crate) struct Administrator {
-    pub(crate) has_minor: bool,
-    pub(crate) wants_disk: bool,
     pub(crate) wants_connection: bool,
     /// The connection was given up without being asked to.
     pub(crate) refused: bool,
     pub(crate) resolution: Option<Resolution>,
+    /// What he has asked for: of which volume, or of the first one where it is about all of them.
+    pub(crate) commands: BTreeMap<CommandId, (Purpose, VolumeIndex)>,
+}
+
+impl Administrator {
+    /// Whether there is a command of this kind that has not ended, for any volume.
+    pub(crate) fn is_doing(&self, purpose: Purpose) -> bool {
+        self.commands.values().any(|(other, _)| *other == purpose)
+    }
+
+    /// The same for one volume.
+    pub(crate) fn is_doing_to(&self, volume: VolumeIndex, purpose: Purpose) -> bool {
+        self.commands.values().any(|other| *other == (purpose, volume))
+    }
+}
+
+/// What a node has of a volume.
+pub(crate) struct NodeVolume {
+    pub(crate) disk: Disk,
+    pub(crate) in_flight: BTreeMap<u64, InFlight>,
+    /// The role the front end was told.
+    pub(crate) role: Role,
+    /// The verify it runs.
+    pub(crate) verifying: crate::verifies::Verifying,
+    /// The disk fails, or has failed.
+    pub(crate) failing: Option<Failing>,
+    /// How often the mirroring to the peer was interrupted, and whether it is now.
+    pub(crate) interruptions: u64,
+    pub(crate) mirroring: bool,
+    /// The same for the own disk.
+    pub(crate) disk_losses: u64,
+    pub(crate) storing: bool,
+    /// What its administrator has done about it, and wants.
+    pub(crate) has_minor: bool,
+    pub(crate) wants_disk: bool,
     /// Attaches while connected that came to nothing.
     pub(crate) vain_attaches: u32,
-    pub(crate) commands: BTreeMap<CommandId, Purpose>,
     /// The disk has failed to do something since the last attach began.
     pub(crate) disk_failed: bool,
     /// The disk was detached by force since the last attach began: nobody waits for what it still has to do.
     pub(crate) gives_disk_up: bool,
 }
 
-impl Administrator {
-    pub(crate) fn is_doing(&self, purpose: Purpose) -> bool {
-        self.commands.values().any(|other| *other == purpose)
+impl NodeVolume {
+    fn new(volatile: bool) -> Self {
+        Self {
+            disk: Disk::new(volatile),
+            in_flight: BTreeMap::new(),
+            role: Role::Secondary,
+            verifying: crate::verifies::Verifying::default(),
+            failing: None,
+            interruptions: 0,
+            mirroring: false,
+            disk_losses: 0,
+            storing: false,
+            has_minor: false,
+            wants_disk: false,
+            vain_attaches: 0,
+            disk_failed: false,
+            gives_disk_up: false,
+        }
+    }
+
+    /// Whether something is at the disk: a write may wait for it.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Nothing of the daemon is left.
+    fn forget_daemon(&mut self) {
+        self.in_flight.clear();
+        self.role = Role::Secondary;
+        self.interruptions += 1;
+        self.mirroring = false;
+        self.disk_losses += 1;
+        self.storing = false;
+        self.has_minor = false;
+        self.vain_attaches = 0;
+        self.disk_failed = false;
+        self.gives_disk_up = false;
     }
 }
 
@@ -159,81 +229,85 @@ pub(crate) struct Node {
     pub(crate) powered: bool,
     /// Counts the daemon's lives: events of an earlier one mean nothing.
     pub(crate) life: u32,
-    pub(crate) disk: Disk,
+    pub(crate) volumes: Vec<NodeVolume>,
     pub(crate) buffers: BTreeMap<Buffer, Rc<Data>>,
     pub(crate) next_buffer: u32,
-    pub(crate) in_flight: BTreeMap<u64, InFlight>,
     pub(crate) requests: BTreeMap<RequestId, ClientRequest>,
     pub(crate) listening: bool,
     pub(crate) next_accepted: u32,
     /// Connection attempts under way.
     pub(crate) dialling: Vec<udrbd_engine::interface::SocketId>,
-    /// The role the front end was told.
-    pub(crate) role: Role,
     pub(crate) timer_at: Option<u64>,
     pub(crate) status: Option<ResourceStatus>,
     pub(crate) administrator: Administrator,
     pub(crate) slow_until: u64,
-    /// The verify it runs.
-    pub(crate) verifying: crate::verifies::Verifying,
-    /// The disk fails, or has failed.
-    pub(crate) failing: Option<Failing>,
-    /// How often the mirroring to the peer was interrupted, and whether it is now.
-    pub(crate) interruptions: u64,
-    pub(crate) mirroring: bool,
-    /// The same for the own disk.
-    pub(crate) disk_losses: u64,
-    pub(crate) storing: bool,
 }
 
 impl Node {
-    pub(crate) fn new(volatile: bool) -> Self {
+    pub(crate) fn new(volumes: usize, volatile: bool) -> Self {
         Self {
             engine: None,
             powered: true,
             life: 0,
-            disk: Disk::new(volatile),
+            volumes: (0..volumes).map(|_| NodeVolume::new(volatile)).collect(),
             buffers: BTreeMap::new(),
             next_buffer: 0,
-            in_flight: BTreeMap::new(),
             requests: BTreeMap::new(),
             listening: false,
             next_accepted: udrbd_engine::interface::SocketId::FIRST_ACCEPTED.0,
             dialling: Vec::new(),
-            role: Role::Secondary,
             timer_at: None,
             status: None,
             administrator: Administrator::default(),
             slow_until: 0,
-            verifying: crate::verifies::Verifying::default(),
-            failing: None,
-            interruptions: 0,
-            mirroring: false,
-            disk_losses: 0,
-            storing: false,
         }
     }
 
-    pub(crate) fn volume(&self) -> Option<&VolumeStatus> {
-        self.status.as_ref().and_then(|status| status.volumes.first())
+    /// What the node says of a volume; `None`: it has none of this number.
+    pub(crate) fn volume(&self, volume: VolumeIndex) -> Option<&VolumeStatus> {
+        let status = self.status.as_ref()?;
+        status.volumes.iter().find(|other| usize::from(other.volume.0) == volume)
     }
 
     /// The state of the connection as the volume sees it.
-    pub(crate) fn connection(&self) -> ConnectionState {
+    pub(crate) fn connection(&self, volume: VolumeIndex) -> ConnectionState {
         let own = self.status.as_ref().map_or(ConnectionState::StandAlone, |status| status.connection.state);
-        self.volume().map_or(own, |volume| volume.connection)
+        self.volume(volume).map_or(own, |volume| volume.connection)
     }
 
-    pub(crate) fn disk_state(&self) -> DiskState {
-        self.volume().map_or(DiskState::Diskless, |volume| volume.disk)
+    /// The state of the connection of the volume that is least far with it.
+    pub(crate) fn least_connection(&self) -> ConnectionState {
+        let least = (0..self.volumes.len()).map(|volume| self.connection(volume)).min();
+        least.unwrap_or(ConnectionState::StandAlone)
     }
 
-    pub(crate) fn peer_disk_state(&self) -> DiskState {
-        self.volume().map_or(DiskState::Unknown, |volume| volume.peer_disk)
+    pub(crate) fn disk_state(&self, volume: VolumeIndex) -> DiskState {
+        self.volume(volume).map_or(DiskState::Diskless, |volume| volume.disk)
     }
 
+    /// The state of the worst disk.
+    pub(crate) fn least_disk_state(&self) -> DiskState {
+        let least = (0..self.volumes.len()).map(|volume| self.disk_state(volume)).min();
+        least.unwrap_or(DiskState::Diskless)
+    }
+
+    pub(crate) fn peer_disk_state(&self, volume: VolumeIndex) -> DiskState {
+        self.volume(volume).map_or(DiskState::Unknown, |volume| volume.peer_disk)
+    }
+
+    /// Whether clients may use the volume here.
+    pub(crate) fn serves(&self, volume: VolumeIndex) -> bool {
+        self.engine.is_some() && self.volumes[volume].role == Role::Primary
+    }
+
+    /// Whether clients may use any volume here.
     pub(crate) fn is_primary(&self) -> bool {
-        self.engine.is_some() && self.role == Role::Primary
+        (0..self.volumes.len()).any(|volume| self.serves(volume))
+    }
+
+    /// Every disk.
+    pub(crate) fn disks(&self) -> Vec<&Disk> {
+        self.volumes.iter().map(|volume| &volume.disk).collect()
     }
 
     pub(crate) fn add_buffer(&mut self, data: Rc<Data>) -> Buffer {
@@ -243,29 +317,20 @@ impl Node {
         buffer
     }
 
-    /// Whether something is at the disk: a write may wait for it.
-    pub(crate) fn is_busy(&self) -> bool {
-        !self.in_flight.is_empty()
-    }
-
     /// Nothing of the daemon is left.
     pub(crate) fn forget_daemon(&mut self) {
         self.engine = None;
         self.life += 1;
         self.buffers.clear();
-        self.in_flight.clear();
         self.requests.clear();
         self.listening = false;
         self.dialling.clear();
-        self.role = Role::Secondary;
         self.timer_at = None;
         self.status = None;
-        self.interruptions += 1;
-        self.mirroring = false;
-        self.disk_losses += 1;
-        self.storing = false;
+        for volume in &mut self.volumes {
+            volume.forget_daemon();
+        }
         let wants_connection = self.administrator.wants_connection;
-        let wants_disk = self.administrator.wants_disk;
-        self.administrator = Administrator { wants_connection, wants_disk, ..Administrator::default() };
+        self.administrator = Administrator { wants_connection, ..Administrator::default() };
     }
 }

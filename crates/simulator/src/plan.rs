@@ -229,8 +229,8 @@ pub struct Step {
 /// The fixed circumstances of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// Sectors of each backing device.
-    pub(crate) backing_sectors: [u64; 2],
+    /// Sectors of each backing device, by volume and node.
+    pub(crate) backing_sectors: Vec<[u64; 2]>,
     /// Whether the nodes start with the same data, known to be the same.
     pub(crate) in_sync: bool,
     /// Whether each disk has a volatile cache.
@@ -247,8 +247,8 @@ pub(crate) struct Settings {
     pub(crate) disk_latency: (u64, u64),
     /// Least and most time of a packet, nanoseconds.
     pub(crate) network_latency: (u64, u64),
-    /// Blocks clients write to: (first block, count) of each region.
-    pub(crate) regions: Vec<(u64, u64)>,
+    /// Blocks clients write to, by volume: (first block, count) of each region.
+    pub(crate) regions: Vec<Vec<(u64, u64)>>,
     /// Most blocks of a write.
     pub(crate) blocks_max: u64,
     /// Of a hundred requests, how many are reads, flushes, discards.
@@ -343,7 +343,7 @@ pub(crate) fn settings(random: &mut Random, wide: bool) -> Settings {
     let network_slowest = random.pick(&[300_000, 2 * MILLISECOND, 30 * MILLISECOND]);
     let (regions, blocks_max) = regions(random, data_sectors / 8, wide);
     Settings {
-        backing_sectors: [own, other],
+        backing_sectors: vec![[own, other]],
         in_sync,
         volatile,
         discard_granularity: random.pick(&[0, 0, 512, 4096, 65536]),
@@ -352,7 +352,7 @@ pub(crate) fn settings(random: &mut Random, wide: bool) -> Settings {
         handlers: None,
         disk_latency: (20_000, disk_slowest),
         network_latency: (20_000, network_slowest),
-        regions,
+        regions: vec![regions],
         blocks_max,
         mix: (random.below(40), random.below(12), if random.one_in(3) { random.below(15) } else { 0 }),
         fua: if random.one_in(2) { random.below(30) } else { 0 },
@@ -363,7 +363,7 @@ pub(crate) fn settings(random: &mut Random, wide: bool) -> Settings {
 }
 
 /// Few places on a small device, so that writes meet; many extents on a wide one.
-fn regions(random: &mut Random, blocks: u64, wide: bool) -> (Vec<(u64, u64)>, u64) {
+pub(crate) fn regions(random: &mut Random, blocks: u64, wide: bool) -> (Vec<(u64, u64)>, u64) {
     let mut regions = Vec::new();
     if wide {
         let extents = blocks / 1024;

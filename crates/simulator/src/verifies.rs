@@ -10,6 +10,7 @@ use udrbd_units::{ConnectionState, DiskState, Sector, SectorRange};
 use udrbd_wire::{BlockAck, BlockId, Packet};
 
 use crate::network::NodeId;
+use crate::node::VolumeIndex;
 use crate::world::World;
 
 /// What a node that verifies has asked for and judged.
@@ -40,11 +41,11 @@ impl Verifying {
 
 impl World {
     /// A node sends a packet, perhaps of its verify.
-    pub(crate) fn verify_passes(&mut self, node: NodeId, packet: &Packet) {
+    pub(crate) fn verify_passes(&mut self, node: NodeId, volume: VolumeIndex, packet: &Packet) {
         match packet {
             Packet::VerifyRequest(request) => {
                 let (start, end) = (request.sector.0, request.range().end().0);
-                let asked = self.nodes[node].verifying.asked.get_or_insert((start, start));
+                let asked = self.nodes[node].volumes[volume].verifying.asked.get_or_insert((start, start));
                 if start > asked.1 {
                     let text = format!("node {node} asks for sector {start} after sector {}", asked.1);
                     self.fail("a verify leaves nothing out", text);
@@ -52,17 +53,17 @@ impl World {
                     asked.1 = asked.1.max(end);
                 }
             }
-            Packet::VerifyResult(ack) => self.judged(node, ack),
+            Packet::VerifyResult(ack) => self.judged(node, volume, ack),
             _ => {}
         }
     }
 
-    fn judged(&mut self, node: NodeId, ack: &BlockAck) {
+    fn judged(&mut self, node: NodeId, volume: VolumeIndex, ack: &BlockAck) {
         self.coverage.check("verified blocks");
         let range = ack.range();
-        self.nodes[node].verifying.judge(range);
+        self.nodes[node].volumes[volume].verifying.judge(range);
         // What cannot be read counts as different.
-        let readable = self.nodes.iter().all(|node| node.failing.is_none());
+        let readable = self.nodes.iter().all(|node| node.volumes[volume].failing.is_none());
         if ack.block_id != BlockId::IN_SYNC && readable {
             let text = format!("node {node} calls sector {} +{} different", range.start, range.bytes);
             self.fail("a verify finds nothing in equal disks", text);
@@ -73,6 +74,7 @@ impl World {
     pub(crate) fn verify_changed(
         &mut self,
         node: NodeId,
+        volume: VolumeIndex,
         before: ConnectionState,
         present: ConnectionState,
         disks: [DiskState; 2],
@@ -80,17 +82,18 @@ impl World {
         if before == present {
             return;
         }
-        let verifying = std::mem::take(&mut self.nodes[node].verifying);
+        let verifying = std::mem::take(&mut self.nodes[node].volumes[volume].verifying);
         let good = disks == [DiskState::UpToDate; 2];
         if before != ConnectionState::VerifyS || present != ConnectionState::Connected || !good {
             return;
         }
         self.coverage.check("verifies");
-        let Sector(size) = self.nodes[node].volume().map_or(Sector(0), |volume| volume.size);
+        let Sector(size) = self.nodes[node].volume(volume).map_or(Sector(0), |volume| volume.size);
         let start = verifying.asked.map_or(0, |(start, _)| start);
         if verifying.judged != BTreeMap::from([(start, size)]) {
             let judged = &verifying.judged;
-            let text = format!("node {node} verified {judged:?} of sectors {start} to {size}");
+            let text =
+                format!("node {node} verified {judged:?} of sectors {start} to {size} of volume {volume}");
             self.fail("a verify judges every block", text);
         }
     }

@@ -4,7 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use udrbd_engine::interface::{
-    Actions, Event, HandlerId, Protocol, Report, RequestId, ResourceStatus, SocketId, SocketLoss, Time, Token,
+    Actions, Event, HandlerId, Protocol, Report, RequestId, ResourceStatus, SocketId, SocketLoss, Time,
+    Token, VolumeStatus,
 };
 use udrbd_units::{ConnectionState, DiskState, Role, SectorRange};
 
@@ -12,7 +13,7 @@ use crate::check::{Checker, Violation};
 use crate::coverage::Coverage;
 use crate::disk::Tag;
 use crate::network::{Network, NodeId};
-use crate::node::Node;
+use crate::node::{Node, VolumeIndex};
 use crate::plan::{Operation, Plan, SECOND};
 use crate::random::Random;
 use crate::traps::Trap;
@@ -32,6 +33,7 @@ pub(crate) enum Due {
     Disk {
         node: NodeId,
         life: u32,
+        volume: VolumeIndex,
         operation: u64,
     },
     /// Something arrives on a direction of a connection.
@@ -141,6 +143,7 @@ pub(crate) struct InTransit {
     /// Whose client's it is.
     pub(crate) issuer: NodeId,
     pub(crate) write: Tag,
+    pub(crate) volume: VolumeIndex,
     pub(crate) range: SectorRange,
 }
 
@@ -174,9 +177,9 @@ pub(crate) struct World {
     /// How often somebody has tried to resolve a split brain since the end began.
     pub(crate) resolutions: u32,
     pub(crate) over: bool,
-    /// The nodes have had the same data once: from then on every difference is accounted for.
-    pub(crate) were_equal: bool,
-    pub(crate) are_equal: bool,
+    /// By volume. The nodes have had the same data once: from then on every difference is accounted for.
+    pub(crate) were_equal: Vec<bool>,
+    pub(crate) are_equal: Vec<bool>,
     pub(crate) in_transit: Vec<InTransit>,
     /// The node that a cluster manager lets be Primary alone.
     pub(crate) only_primary: Option<NodeId>,
@@ -189,14 +192,15 @@ impl World {
         let mut random = plan.random.clone();
         let volatile = plan.settings.volatile;
         let latency = plan.settings.network_latency;
+        let volumes = plan.settings.backing_sectors.len();
         let mut world = Self {
             random: random.fork(),
             now: SECOND,
             queue: BinaryHeap::new(),
             queued: 0,
-            nodes: [Node::new(volatile[0]), Node::new(volatile[1])],
+            nodes: volatile.map(|volatile| Node::new(volumes, volatile)),
             network: Network::new(latency),
-            checker: Checker::new(),
+            checker: Checker::new(volumes),
             traps: Vec::new(),
             coverage: Coverage::default(),
             violation: None,
@@ -213,8 +217,8 @@ impl World {
             resolved_at: 0,
             resolutions: 0,
             over: false,
-            were_equal: plan.settings.in_sync,
-            are_equal: false,
+            were_equal: vec![plan.settings.in_sync; volumes],
+            are_equal: vec![false; volumes],
             in_transit: Vec::new(),
             only_primary: None,
             next_audit: plan.settings.audit_events,
@@ -231,7 +235,7 @@ impl World {
             self.say(&text);
         }
         for node in 0..2 {
-            self.nodes[node].administrator.wants_disk = true;
+            self.nodes[node].volumes.iter_mut().for_each(|volume| volume.wants_disk = true);
             self.nodes[node].administrator.wants_connection = true;
             self.start_daemon(node);
             let delay = self.random.between(0, SECOND);
@@ -317,9 +321,9 @@ impl World {
                     self.feed(node, Event::Timeout);
                 }
             }
-            Due::Disk { node, life, operation } => {
+            Due::Disk { node, life, volume, operation } => {
                 if self.is_alive(node, life) {
-                    self.disk_done(node, operation);
+                    self.disk_done(node, volume, operation);
                 }
             }
             Due::Arrival { connection, direction } => self.arrive(connection, direction),
@@ -406,17 +410,20 @@ impl World {
         let Some(engine) = &self.nodes[node].engine else { return };
         let status = engine.status();
         let old = self.nodes[node].status.replace(status);
-        self.state_changed(node, old.as_ref());
+        for volume in 0..self.nodes[node].volumes.len() {
+            self.state_changed(node, volume, old.as_ref());
+        }
     }
 
-    fn state_changed(&mut self, node: NodeId, old: Option<&ResourceStatus>) {
-        let before = old.and_then(|status| status.volumes.first()).map_or(
+    fn state_changed(&mut self, node: NodeId, volume: VolumeIndex, old: Option<&ResourceStatus>) {
+        let is_this = |other: &&VolumeStatus| usize::from(other.volume.0) == volume;
+        let before = old.and_then(|status| status.volumes.iter().find(is_this)).map_or(
             (ConnectionState::StandAlone, DiskState::Diskless, DiskState::Unknown, Role::Secondary),
             |volume| (volume.connection, volume.disk, volume.peer_disk, volume.role),
         );
         let own = &self.nodes[node];
-        let role = own.volume().map_or(Role::Secondary, |volume| volume.role);
-        let present = (own.connection(), own.disk_state(), own.peer_disk_state(), role);
+        let role = own.volume(volume).map_or(Role::Secondary, |volume| volume.role);
+        let present = (own.connection(volume), own.disk_state(volume), own.peer_disk_state(volume), role);
         let connection_before = old.map(|status| status.connection.state);
         let connection = own.status.as_ref().map(|status| status.connection.state);
         if before.0 != present.0 {
@@ -431,7 +438,7 @@ impl World {
         if before.3 != present.3 {
             self.coverage.state(3, before.3.name(), present.3.name());
         }
-        self.note_mirroring(node);
+        self.note_mirroring(node, volume);
         if connection == Some(ConnectionState::StandAlone)
             && connection_before.is_some_and(|state| state != ConnectionState::StandAlone)
         {
@@ -440,83 +447,98 @@ impl World {
                 || administrator.is_doing(crate::node::Purpose::Down);
             administrator.refused = !asked && administrator.wants_connection;
         }
-        self.verify_changed(node, before.0, present.0, [present.1, present.2]);
+        self.verify_changed(node, volume, before.0, present.0, [present.1, present.2]);
         let is_target = |state| matches!(state, ConnectionState::SyncTarget | ConnectionState::PausedSyncT);
         if is_target(present.0) && !is_target(before.0) {
-            self.in_transit.retain(|write| write.issuer != node);
-            let result = self.checker.becomes_target(node);
+            self.in_transit.retain(|write| (write.issuer, write.volume) != (node, volume));
+            let result = self.checker.becomes_target(node, volume);
             self.check("SyncTarget discards nothing", result);
         }
         if is_target(before.0) && present.0 == ConnectionState::Connected && present.1 == DiskState::UpToDate
         {
-            self.nodes_are_equal(node, "at the end of a resync");
+            self.nodes_are_equal(node, volume, "at the end of a resync");
         }
-        self.look_whether_equal(node);
+        self.look_whether_equal(node, volume);
         if role == Role::Primary && before.3 != Role::Primary {
-            self.promoted(node, before.1, present);
+            self.promoted(node, volume, before.1, present);
         }
     }
 
     /// Notes whether the node sends writes to the peer and to its own disk.
-    fn note_mirroring(&mut self, node: NodeId) {
-        let own = &mut self.nodes[node];
-        let (connection, disk, peer_disk) = (own.connection(), own.disk_state(), own.peer_disk_state());
+    fn note_mirroring(&mut self, node: NodeId, volume: VolumeIndex) {
+        let own = &self.nodes[node];
+        let (connection, disk, peer_disk) =
+            (own.connection(volume), own.disk_state(volume), own.peer_disk_state(volume));
+        let frozen = own.status.as_ref().is_some_and(|status| status.suspended_fencing);
         let syncing = (ConnectionState::WFBitMapT..=ConnectionState::PausedSyncT).contains(&connection)
             && peer_disk >= DiskState::Inconsistent;
         let mirroring = peer_disk == DiskState::UpToDate || (syncing && peer_disk != DiskState::Unknown);
-        if own.mirroring && !mirroring {
+        let own = &mut self.nodes[node].volumes[volume];
+        if std::mem::replace(&mut own.mirroring, mirroring) && !mirroring {
             own.interruptions += 1;
-            self.checker.mirroring_ends(1 - node);
+            self.look_at_order(1 - node);
+            self.checker.mirroring_ends(1 - node, volume);
         }
-        let own = &mut self.nodes[node];
-        own.mirroring = mirroring;
         // What is frozen for a fencing begins no generation before that has succeeded.
-        if !mirroring && !own.status.as_ref().is_some_and(|status| status.suspended_fencing) {
-            self.checker.notices_loss(node);
+        if !mirroring && !frozen {
+            self.checker.notices_loss(node, volume);
         }
-        let own = &mut self.nodes[node];
+        let own = &mut self.nodes[node].volumes[volume];
         let storing = disk >= DiskState::Inconsistent;
-        if own.storing && !storing {
+        if std::mem::replace(&mut own.storing, storing) && !storing {
             own.disk_losses += 1;
-            self.checker.disk_lost(node);
+            self.checker.disk_lost(node, volume);
         }
-        self.nodes[node].storing = storing;
+    }
+
+    /// Looks at the order of writes of all volumes on a node as it is.
+    pub(crate) fn look_at_order(&mut self, node: NodeId) {
+        let result = self.checker.check_order(node, &self.nodes[node].disks());
+        self.check("a mirror keeps the order of writes", result);
     }
 
     /// Both nodes say that they are one: so they have to be.
-    fn look_whether_equal(&mut self, node: NodeId) {
+    fn look_whether_equal(&mut self, node: NodeId, volume: VolumeIndex) {
         let good = |node: &Node| {
             node.engine.is_some()
-                && node.connection() == ConnectionState::Connected
-                && node.disk_state() == DiskState::UpToDate
-                && node.peer_disk_state() == DiskState::UpToDate
+                && node.connection(volume) == ConnectionState::Connected
+                && node.disk_state(volume) == DiskState::UpToDate
+                && node.peer_disk_state(volume) == DiskState::UpToDate
         };
         let equal = good(&self.nodes[0]) && good(&self.nodes[1]);
-        if equal && !self.are_equal {
-            self.only_primary = None;
-            self.nodes_are_equal(node, "connected and UpToDate on both sides");
+        let were = std::mem::replace(&mut self.are_equal[volume], equal);
+        if equal && !were {
+            if self.all_are_equal() {
+                self.only_primary = None;
+            }
+            self.nodes_are_equal(node, volume, "connected and UpToDate on both sides");
         }
-        self.are_equal = equal;
     }
 
-    fn nodes_are_equal(&mut self, node: NodeId, when: &str) {
+    /// Whether both nodes say of every volume that they have the same.
+    pub(crate) fn all_are_equal(&self) -> bool {
+        self.are_equal.iter().all(|equal| *equal)
+    }
+
+    fn nodes_are_equal(&mut self, node: NodeId, volume: VolumeIndex, when: &str) {
         let peer = &self.nodes[1 - node];
         // A source that has pulled ahead meanwhile writes on, and tells.
         let with_peer = peer.engine.is_some()
-            && peer.connection() >= ConnectionState::Connected
-            && peer.connection() != ConnectionState::Ahead;
+            && peer.connection(volume) >= ConnectionState::Connected
+            && peer.connection(volume) != ConnectionState::Ahead;
         if with_peer {
-            self.compare(when);
+            self.compare(volume, when);
         }
-        self.were_equal = true;
-        self.checker.became_equal(node, &self.nodes[node].disk, with_peer);
+        self.were_equal[volume] = true;
+        self.checker.became_equal(node, volume, &self.nodes[node].volumes[volume].disk, with_peer);
         self.forget_what_arrived();
-        for write in self.in_transit.clone() {
+        for write in self.in_transit.iter().filter(|write| write.volume == volume) {
             let mirror = 1 - write.issuer;
-            self.checker.may_still_lack(mirror, &self.nodes[mirror].disk, write.write);
+            self.checker.may_still_lack(mirror, &self.nodes[mirror].volumes[volume].disk, write.write);
         }
-        let result = self.checker.check_disk(&self.nodes[node].disk, node, when);
-        let busy = self.busy_ranges();
+        let disk = &self.nodes[node].volumes[volume].disk;
+        let result = self.checker.check_disk(disk, node, volume, when);
+        let busy = self.busy_ranges(volume);
         if busy.is_empty() {
             self.check("the disk is what it has to be", result);
         }
@@ -531,35 +553,41 @@ impl World {
     /// missing. (The values alone do not tell: of overlapping writes that were under way together either might have been the
     /// last, and what a disk held before may look like zeroes that are to come.)
     pub(crate) fn forget_what_arrived(&mut self) {
-        let may_come =
-            [0, 1].map(|issuer| self.network.carries_from(issuer) || self.nodes[1 - issuer].is_busy());
+        let carried = [0, 1].map(|issuer| self.network.carries_from(issuer));
         let nodes = &self.nodes;
-        let holds = |node: NodeId, sector: u64| nodes[node].disk.data.sector(sector).copied().unwrap_or(0);
         self.in_transit.retain(|write| {
+            let volumes = [0, 1].map(|node: NodeId| &nodes[node].volumes[write.volume]);
+            let [one, other] = volumes.map(|volume| &volume.disk.data);
             let mut sectors = write.range.start.0..write.range.end().0;
-            may_come[write.issuer] || sectors.any(|sector| holds(0, sector) != holds(1, sector))
+            carried[write.issuer]
+                || volumes[1 - write.issuer].is_busy()
+                || sectors.any(|sector| one.sector(sector) != other.sector(sector))
         });
     }
 
     /// Ranges of writes under way: there the disks may differ.
-    pub(crate) fn busy_ranges(&self) -> Vec<SectorRange> {
-        let in_transit = self.in_transit.iter().map(|write| write.range);
+    pub(crate) fn busy_ranges(&self, volume: VolumeIndex) -> Vec<SectorRange> {
+        let in_transit = self.in_transit.iter().filter(|write| write.volume == volume);
         self.nodes
             .iter()
             .flat_map(|node| node.requests.values())
-            .filter(|request| request.operation.is_write())
+            .filter(|request| request.volume == volume && request.operation.is_write())
             .map(|request| request.range)
-            .chain(in_transit)
+            .chain(in_transit.map(|write| write.range))
             .collect()
     }
 
-    pub(crate) fn compare(&mut self, when: &str) {
-        let busy = self.busy_ranges();
-        let found = Checker::differences([&self.nodes[0].disk, &self.nodes[1].disk], &busy);
+    pub(crate) fn compare(&mut self, volume: VolumeIndex, when: &str) {
+        let busy = self.busy_ranges(volume);
+        let disks = [0, 1].map(|node: NodeId| &self.nodes[node].volumes[volume].disk);
+        let found = Checker::differences(disks, &busy);
         self.coverage.check("both disks are equal");
         if let Some(sector) = found.first() {
-            let values = [0, 1].map(|node| self.nodes[node].disk.data.sector(*sector).copied().unwrap_or(0));
-            let text = format!("{when}: {} sectors differ, the first is {sector}: {values:?}", found.len());
+            let values = disks.map(|disk| disk.data.sector(*sector).copied().unwrap_or(0));
+            let text = format!(
+                "{when}: {} sectors of volume {volume} differ, the first is {sector}: {values:?}",
+                found.len()
+            );
             self.fail("disks in sync are equal", text);
         }
     }
@@ -568,13 +596,16 @@ impl World {
     fn promoted(
         &mut self,
         node: NodeId,
+        volume: VolumeIndex,
         disk_before: DiskState,
         present: (ConnectionState, DiskState, DiskState, Role),
     ) {
-        let forced = self.nodes[node].administrator.is_doing(crate::node::Purpose::Primary { force: true });
+        let own = &self.nodes[node];
+        let forced = own.administrator.is_doing_to(volume, crate::node::Purpose::Primary { force: true });
+        let contents = &own.volumes[volume].disk;
         let (_, disk, peer_disk, _) = present;
         if forced && disk_before < DiskState::UpToDate && disk == DiskState::UpToDate {
-            self.checker.declare_good(node, &self.nodes[node].disk);
+            self.checker.declare_good(node, volume, contents);
         }
         if !forced && disk < DiskState::UpToDate && peer_disk != DiskState::UpToDate {
             let text =
@@ -582,8 +613,10 @@ impl World {
             self.fail("no Primary without good data", text);
         }
         if disk == DiskState::UpToDate {
-            let result = self.checker.check_disk(&self.nodes[node].disk, node, "at a promotion");
+            let contents = &self.nodes[node].volumes[volume].disk;
+            let result = self.checker.check_disk(contents, node, volume, "at a promotion");
             self.check("a new Primary has every write", result);
+            self.look_at_order(node);
         }
     }
 

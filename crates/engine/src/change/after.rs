@@ -3,6 +3,7 @@
 use udrbd_units::{ConnectionState, DiskState, Role};
 
 use crate::Engine;
+use crate::bugs::Bug;
 use crate::generation::TargetOfResync;
 use crate::interface::Handler;
 use crate::state::{StateRequest, Suspension, VolumeState, contact_to_peers_data_lost, state_range};
@@ -179,8 +180,9 @@ impl Engine {
             && old.role == Role::Primary
             && new.role == Role::Primary
             && (new.peer_disk < DiskState::Consistent || new.connection < ConnectionState::Connected);
-        if (!lost && !diskless_promoted && !alone && !doubtful) || self.bug(crate::bugs::Bug::NoNewGeneration)
-        {
+        let forgotten = self.bug(Bug::NoNewGeneration)
+            || (self.bug(Bug::GenerationOfFirstVolume) && self.volumes[index].number.0 > 0);
+        if (!lost && !diskless_promoted && !alone && !doubtful) || forgotten {
             return;
         }
         // Only the own clients wait for I/O that is suspended here; a Primary peer without a disk goes on writing.
@@ -328,11 +330,7 @@ impl Engine {
         if !self.suspension.fencing || range.highest.peer_disk > DiskState::Outdated {
             return;
         }
-        for index in 0..self.volumes.len() {
-            if std::mem::take(&mut self.volumes[index].flags.new_current_due) {
-                self.new_current_generation(index);
-            }
-        }
+        self.begin_due_generations();
         self.set_suspension(Suspension { fencing: false, ..self.suspension });
         // What is held completes when the new generation is on disk (io spec I13).
         self.connection.lost_log_pending = true;

@@ -145,7 +145,12 @@ impl Engine {
         let current = self.volumes[index].size;
         let Some(disk) = &self.volumes[index].disk else { return Verdict::Good };
         let own_user = Sector(disk.options.size_sectors);
-        let own_max = self.capacity_offered(index).unwrap_or(Sector(0));
+        // In the handshake both decide at once, each by what both have told: with the metadata where they are. Of a device that
+        // has grown since, and whose metadata have not moved yet, the peer knows nothing (8.4.11 moves them then; the nodes
+        // have two sizes, and wait for the bitmaps of each other for ever).
+        let told = disk.layout.max_capacity(disk.properties.backing_size);
+        let own_max = if handshake { told } else { self.capacity_offered(index).unwrap_or(Sector(0)) };
+        let Some(disk) = &self.volumes[index].disk else { return Verdict::Good };
         let last_agreed = disk.superblock.la_size_sect;
         self.warn_of_difference(index, "lower level device sizes", own_max, sizes.disk_size);
         self.warn_of_difference(index, "user requested size", own_user, sizes.user_size);
@@ -177,7 +182,7 @@ impl Engine {
                 disk.options.size_sectors = user.0;
             }
         }
-        if self.move_for_peer(index, found.size, sizes) {
+        if !handshake && self.move_for_peer(index, found.size, sizes) {
             return Verdict::Good;
         }
         let grew = found.size > current && current.0 > 0;

@@ -149,7 +149,8 @@ impl Engine {
         for index in 0..self.volumes.len() {
             let volume = &self.volumes[index];
             let volatile = volume.disk.as_ref().is_some_and(|disk| disk.properties.volatile_cache);
-            if volatile && volume.has_disk() {
+            let forgotten = self.bug(Bug::FlushOfFirstVolume) && volume.number.0 > 0;
+            if volatile && volume.has_disk() && !forgotten {
                 let number = volume.number;
                 let token = self.start_io(index, Purpose::EpochFlush);
                 self.connection.flushes += 1;

@@ -10,6 +10,7 @@ use udrbd_wire as wire;
 pub(crate) use epoch::{CachedWrite, PeerEpoch};
 
 use crate::Engine;
+use crate::bugs::Bug;
 use crate::connection::{Inbound, parameters::Verdict};
 use crate::disk::Purpose;
 use crate::interface::{Buffer, IoError};
@@ -68,10 +69,14 @@ impl PeerRequest {
 impl Engine {
     /// Whether a packet of the data socket may be processed now; all behind it wait as well.
     pub(crate) fn may_receive(&self, inbound: &Inbound) -> bool {
-        if self.connection.flushes > 0 || self.epoch_is_draining() || self.is_pondering() {
+        let index = self.volume_index(inbound.volume);
+        let drains = self.epoch_is_draining()
+            && !(self.bug(Bug::DrainByVolume)
+                && index.is_some_and(|index| self.volumes[index].peer_writes == 0));
+        if self.connection.flushes > 0 || drains || self.is_pondering() {
             return false;
         }
-        let Some(index) = self.volume_index(inbound.volume) else { return true };
+        let Some(index) = index else { return true };
         if self.is_resizing(index) {
             return false;
         }

@@ -91,7 +91,9 @@ impl Engine {
             || self.volumes[request.volume].state.disk == DiskState::UpToDate;
         let good = (request.local == Local::Ok && kept) || request.net == Net::Ok;
         let buffer = request.buffer.take();
-        if in_log && epoch == self.connection.epoch && !self.bug(Bug::CompleteInOpenEpoch) {
+        let left_open = self.bug(Bug::CompleteInOpenEpoch)
+            || (self.bug(Bug::EpochOfFirstVolume) && self.volumes[index].number.0 > 0);
+        if in_log && epoch == self.connection.epoch && !left_open {
             self.close_epoch();
         }
         if self.bug(Bug::ReleaseAtWriteAck) {

@@ -188,6 +188,23 @@ impl Node {
     }
 }
 
+/// Where the disk of each further volume is on that of the node.
+pub(crate) const PLACE: u64 = 1 << 32;
+
+/// An operation of the disk of any volume, as one of the node's only disk.
+fn placed(mut action: Action) -> Action {
+    match &mut action {
+        Action::Read { volume, range, .. }
+        | Action::Write { volume, range, .. }
+        | Action::Discard { volume, range, .. } => range.start.0 += PLACE * u64::from(volume.0),
+        Action::ReadMetadata { volume, position, .. } | Action::WriteMetadata { volume, position, .. } => {
+            position.0 += PLACE * u64::from(volume.0);
+        }
+        _ => {}
+    }
+    action
+}
+
 /// Where the metadata are on a disk of this size.
 fn internal(sectors: u64) -> Layout {
     Layout::new(Placement::Internal, Sector(sectors), Striping::DEFAULT).unwrap()
@@ -548,7 +565,7 @@ impl Pair {
         engine.handle(self.now, event, &mut actions);
         engine.finish_turn(self.now, &mut actions);
         for action in actions {
-            self.act(node, action);
+            self.act(node, placed(action));
         }
     }
 

@@ -25,6 +25,7 @@ mod two_primaries;
 mod undo;
 mod unnoticed;
 mod verify;
+mod volumes;
 
 use harness::{Pair, VOLUME};
 use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Operation, Protocol};

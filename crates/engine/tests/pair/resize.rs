@@ -1,6 +1,6 @@
 //! Devices that grow and shrink while they serve (states spec 18).
 
-use udrbd_engine::interface::{Command, DiskOptions, Event, Failure, Operation, ResizeRequest};
+use udrbd_engine::interface::{Command, DiskOptions, Event, Failure, NetOptions, Operation, ResizeRequest};
 use udrbd_metadata::{Flags, Layout, Placement, Striping, Superblock};
 use udrbd_units::{ConnectionState, DiskState, Sector};
 
@@ -79,6 +79,30 @@ fn a_device_that_has_grown_alone_moves_its_metadata_and_keeps_the_agreed_size() 
     pair.settle();
     assert!(both(&pair, ConnectionState::Connected, DiskState::UpToDate));
     assert!(pair.nodes.iter().all(|node| node.status().counters.out_of_sync_sectors == 0));
+}
+
+/// What is decided in the handshake is decided by what both have told. That a device has grown since is no matter of it: the
+/// nodes would have two sizes, and bitmaps of two lengths (as 8.4.11's have).
+#[test]
+fn a_device_that_has_grown_while_apart_is_as_large_as_it_has_told() {
+    let mut pair = synced();
+    // The other device is larger than what is used of it, and says so.
+    grow(&mut pair, 0);
+    resize(&mut pair, 0, ResizeRequest::default()).unwrap();
+    for node in 0..2 {
+        pair.command(node, Command::Disconnect { force: false }).unwrap();
+    }
+    pair.write(0, 800, 7, 4096).unwrap();
+    grow(&mut pair, 1);
+    pair.connect(&NetOptions::default());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(pair.nodes[1].load(800, 4096), vec![7; 4096]);
+    let sizes = [0, 1].map(|node| pair.nodes[node].status().size.0);
+    assert_eq!(sizes, [capacity(OLD); 2]);
+    // It is used when an operator says so.
+    resize(&mut pair, 1, ResizeRequest::default()).unwrap();
+    pair.until(|pair| pair.nodes.iter().all(|node| node.status().size.0 == capacity(NEW)));
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
 }
 
 #[test]
