@@ -207,6 +207,7 @@ impl Engine {
             let text = format!("Aborting Connect, can not thaw IO with an only {peer_disk} peer");
             self.say(Level::Error, Some(index), text);
             // I/O of every volume goes on without the peer (8.4.11 begins a generation for this one alone).
+            self.volumes[index].flags.new_current_due = true;
             self.begin_due_generations();
             self.set_suspension(crate::state::Suspension::NONE);
             return Verdict::Reconnect;
