@@ -6,7 +6,7 @@ use udrbd_engine::interface::{
     ResourceOptions,
 };
 use udrbd_metadata::Placement;
-use udrbd_units::{ConnectionState, DiskState, Minor, Role, Sector};
+use udrbd_units::{ConnectionState, DiskState, Minor, Role};
 
 use crate::machine::number;
 use crate::network::{Ending, NodeId};
@@ -256,8 +256,9 @@ impl World {
     fn attach(&mut self, node: NodeId, volume: VolumeIndex) {
         self.nodes[node].volumes[volume].disk_failed = false;
         self.nodes[node].volumes[volume].gives_disk_up = false;
+        self.check_resize(node, volume);
         let settings = &self.plan.settings;
-        let backing = Sector(settings.backing_sectors[volume][node]);
+        let backing = self.nodes[node].volumes[volume].device();
         let properties = DiskProperties {
             backing_size: backing,
             metadata_size: backing,
@@ -461,6 +462,8 @@ impl World {
             }
             Operation::PromoteBoth => self.promote_both(),
             Operation::Verify { node } => self.verify(node),
+            Operation::Grow { nodes, sectors } => self.grow(nodes, sectors),
+            Operation::Resize { node } => self.resize(node),
             Operation::Deed { node, which, time } => self.deed(node, which, time),
             _ => self.resolve(),
         }
@@ -701,11 +704,18 @@ impl World {
             self.compare(volume, "at the end");
             for node in 0..2 {
                 let disk = &self.nodes[node].volumes[volume].disk;
-                let result = self.checker.check_disk(disk, node, volume, "at the end");
+                let size = self.in_use(volume);
+                let result = self.checker.check_disk(disk, node, volume, size, "at the end");
                 self.check("the disk is what it has to be", result);
             }
         }
         for node in 0..2 {
+            for volume in 0..self.are_equal.len() {
+                let [one, other] = [0, 1].map(|node: NodeId| self.nodes[node].volume(volume).map(|v| v.size));
+                if one != other {
+                    self.fail("both nodes have the same size", format!("{one:?} and {other:?}"));
+                }
+            }
             let buffers = self.nodes[node].buffers.len();
             if buffers > 0 {
                 self.fail("every buffer is given back", format!("{buffers} on node {node} are not"));

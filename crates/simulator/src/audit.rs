@@ -4,12 +4,12 @@
 
 use std::collections::BTreeSet;
 
-use udrbd_metadata::attach::{Unclean, read_superblock};
-use udrbd_metadata::{Flags, Placement, apply};
-use udrbd_units::{EXTENT_SECTORS, Sector};
+use udrbd_metadata::{Flags, apply};
+use udrbd_units::EXTENT_SECTORS;
 
 use crate::check::Checker;
 use crate::disk::Disk;
+use crate::growth::find_metadata;
 use crate::network::NodeId;
 use crate::node::{NodeVolume, VolumeIndex};
 use crate::world::World;
@@ -17,6 +17,8 @@ use crate::world::World;
 /// What a disk says may differ.
 struct Covered {
     everything: bool,
+    /// Sectors in use.
+    size: u64,
     bits: Vec<u8>,
     extents: BTreeSet<u64>,
 }
@@ -63,7 +65,8 @@ impl World {
             return;
         }
         let covered = [0, 1].map(|node| self.covered(node, volume, disks[node]));
-        for sector in found {
+        let size = covered.iter().flatten().map(|covered| covered.size).max().unwrap_or(u64::MAX);
+        for sector in found.into_iter().filter(|sector| *sector < size) {
             if !covered.iter().flatten().any(|covered| covered.covers(sector)) {
                 let values = disks.map(|disk| disk.data.sector(sector).copied().unwrap_or(0));
                 let text = format!(
@@ -78,27 +81,20 @@ impl World {
 
     /// Whether the superblock on a disk says that it is consistent.
     pub(crate) fn says_consistent(&self, node: NodeId, volume: VolumeIndex) -> bool {
-        let device = Sector(self.plan.settings.backing_sectors[volume][node]);
-        let superblock = Placement::Internal.superblock(device).and_then(|place| {
-            let bytes = self.nodes[node].volumes[volume].disk.metadata_bytes(place.0, 8);
-            let block: [u8; 4096] = bytes.try_into().ok()?;
-            read_superblock(&block, Placement::Internal, device, Unclean::Accept).ok()
-        });
-        superblock.is_some_and(|(superblock, _)| superblock.flags.contains(Flags::CONSISTENT))
+        let own = &self.nodes[node].volumes[volume];
+        let found = find_metadata(&own.disk, &own.sizes);
+        found.is_some_and(|(_, superblock, _)| superblock.flags.contains(Flags::CONSISTENT))
     }
 
     fn covered(&self, node: NodeId, volume: VolumeIndex, disk: &Disk) -> Option<Covered> {
-        let device = Sector(self.plan.settings.backing_sectors[volume][node]);
-        let place = Placement::Internal.superblock(device)?;
-        let block: [u8; 4096] = disk.metadata_bytes(place.0, 8).try_into().ok()?;
-        let (superblock, layout) =
-            read_superblock(&block, Placement::Internal, device, Unclean::Accept).ok()?;
+        let (_, superblock, layout) = find_metadata(disk, &self.nodes[node].volumes[volume].sizes)?;
         let area = disk.metadata_bytes(layout.al_start().0, layout.al_bytes() / 512);
         let plan = apply::plan(&superblock, &area);
         let bitmap = disk.metadata_bytes(layout.bitmap_start().0, layout.bitmap_sectors());
         let extents = plan.writes.map(|writes| writes.mark).unwrap_or_default();
         Some(Covered {
             everything: superblock.flags.contains(Flags::FULL_SYNC) || superblock.la_size_sect.0 == 0,
+            size: superblock.la_size_sect.0,
             bits: bitmap,
             extents: extents.into_iter().map(|extent| u64::from(extent.0)).collect(),
         })

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use udrbd_units::SectorRange;
+use udrbd_units::{Sector, SectorRange};
 
 use crate::disk::{Disk, Tag};
 use crate::network::NodeId;
@@ -81,7 +81,7 @@ impl Checker {
         let nothing = WriteRecord {
             value: 0,
             volume: 0,
-            range: SectorRange::new(udrbd_units::Sector(0), 0),
+            range: SectorRange::new(Sector(0), 0),
             issuer: 0,
             issued: 0,
             done: 0,
@@ -138,6 +138,14 @@ impl Checker {
             known.zeroing.push(number);
         }
         (number, issued)
+    }
+
+    /// Something is found on the new part of a disk. Returns its number. Until it is written or resynced, what any node has
+    /// found there may be read.
+    pub(crate) fn find_on_disk(&mut self, node: NodeId, volume: VolumeIndex, range: SectorRange) -> Tag {
+        let (number, _) = self.issue_write(node, volume, range, false);
+        self.give_up_write(number);
+        number
     }
 
     /// A write goes to this disk as well, as the mirror of the node it was issued on.
@@ -388,12 +396,13 @@ impl Checker {
         Ok(())
     }
 
-    /// Whether everything on a disk is what its view says.
+    /// Whether everything in use on a disk, so many sectors, is what its view says.
     pub(crate) fn check_disk(
         &self,
         disk: &Disk,
         node: NodeId,
         volume: VolumeIndex,
+        size: Sector,
         when: &str,
     ) -> Result<(), Violation> {
         let view = &self.volumes[volume].views[node];
@@ -403,13 +412,13 @@ impl Checker {
             );
             Err(Violation { rule: "no acknowledged write is lost", text })
         };
-        for (sector, possible) in view {
+        for (sector, possible) in view.range(..size.0) {
             let value = disk.data.sector(*sector).copied().unwrap_or(0);
             if !self.holds(possible, value) {
                 return wrong(*sector, value, possible);
             }
         }
-        for (sector, value) in disk.data.contents() {
+        for (sector, value) in disk.data.contents().range(..size.0) {
             if !view.contains_key(sector) {
                 return wrong(*sector, *value, ZERO);
             }

@@ -59,7 +59,7 @@ pub(crate) fn add(seed: u64, aim: Option<Aim>, settings: &mut Settings, steps: &
 }
 
 /// Puts more steps between those of a plan.
-fn sprinkle(
+pub(crate) fn sprinkle(
     random: &mut Random,
     steps: &mut Vec<Step>,
     count: u64,

@@ -8,7 +8,7 @@
 //!   with them;
 //! * `world`: the clock and the order of things; `traps`: what waits for a moment instead of a time; `machine`: what a
 //!   runtime does for an engine; `clients` and `administrator`: who use it;
-//! * `several`: runs with two volumes;
+//! * `several`: runs with two volumes; `growth`: devices that grow;
 //! * `check` and `audit`: the rules (io spec 21); `coverage`: what was seen;
 //! * [`run`] plays one seed.
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ mod coverage;
 mod deeds;
 mod disk;
 mod fencing;
+mod growth;
 mod machine;
 mod network;
 mod node;

@@ -111,7 +111,10 @@ impl World {
                     self.after(delay, Due::Handler { node, life, handler, status: 0 });
                 }
             }
-            Action::Device { volume, role, .. } => self.nodes[node].volumes[index(volume)].role = role,
+            Action::Device { volume, role, size, .. } => {
+                self.nodes[node].volumes[index(volume)].role = role;
+                self.size_told(index(volume), size);
+            }
             Action::Report(Report::Log { .. } | Report::StateChanged | Report::Progress) => {}
         }
     }
@@ -462,8 +465,8 @@ impl World {
     }
 
     /// Where a node's metadata are.
-    fn layout(&self, node: NodeId, volume: VolumeIndex) -> Option<Layout> {
-        let device = Sector(self.plan.settings.backing_sectors[volume][node]);
+    pub(crate) fn layout(&self, node: NodeId, volume: VolumeIndex) -> Option<Layout> {
+        let device = self.nodes[node].volumes[volume].device();
         Layout::new(Placement::Internal, device, Striping::DEFAULT).ok()
     }
 

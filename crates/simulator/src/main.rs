@@ -33,6 +33,9 @@ struct Arguments {
     /// Let disks fail in every run.
     #[arg(long)]
     failing_disks: bool,
+    /// Let devices grow in every run.
+    #[arg(long, conflicts_with = "failing_disks")]
+    growing_devices: bool,
     /// Switch a deliberate bug of the engine on; to be found.
     #[arg(long)]
     bug: Option<String>,
@@ -46,6 +49,8 @@ impl Arguments {
     fn plan(&self, seed: u64) -> udrbd_simulator::Plan {
         if self.failing_disks {
             udrbd_simulator::Plan::with_failing_disks(seed)
+        } else if self.growing_devices {
+            udrbd_simulator::Plan::with_growing_devices(seed)
         } else {
             udrbd_simulator::Plan::new(seed)
         }

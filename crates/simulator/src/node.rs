@@ -7,7 +7,7 @@ use udrbd_engine::Engine;
 use udrbd_engine::interface::{
     Buffer, CommandId, MetadataBlock, Operation, RequestId, ResourceStatus, Token, VolumeStatus,
 };
-use udrbd_units::{ConnectionState, DiskState, Role, SectorRange};
+use udrbd_units::{ConnectionState, DiskState, Role, Sector, SectorRange};
 use udrbd_wire::DigestAlgorithm;
 
 use crate::disk::{Change, Data, Disk, Tag, Write};
@@ -157,6 +157,8 @@ impl Administrator {
 /// What a node has of a volume.
 pub(crate) struct NodeVolume {
     pub(crate) disk: Disk,
+    /// Sectors of its device: at first, and each time it had grown.
+    pub(crate) sizes: Vec<u64>,
     pub(crate) in_flight: BTreeMap<u64, InFlight>,
     /// The role the front end was told.
     pub(crate) role: Role,
@@ -182,9 +184,10 @@ pub(crate) struct NodeVolume {
 }
 
 impl NodeVolume {
-    fn new(volatile: bool) -> Self {
+    fn new(volatile: bool, sectors: u64) -> Self {
         Self {
             disk: Disk::new(volatile),
+            sizes: vec![sectors],
             in_flight: BTreeMap::new(),
             role: Role::Secondary,
             verifying: crate::verifies::Verifying::default(),
@@ -199,6 +202,11 @@ impl NodeVolume {
             disk_failed: false,
             gives_disk_up: false,
         }
+    }
+
+    /// Sectors of its device.
+    pub(crate) fn device(&self) -> Sector {
+        Sector(self.sizes.last().copied().unwrap_or(0))
     }
 
     /// Whether something is at the disk: a write may wait for it.
@@ -244,12 +252,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(volumes: usize, volatile: bool) -> Self {
+    /// A node whose devices have these sizes, by volume.
+    pub(crate) fn new(sectors: impl Iterator<Item = u64>, volatile: bool) -> Self {
         Self {
             engine: None,
             powered: true,
             life: 0,
-            volumes: (0..volumes).map(|_| NodeVolume::new(volatile)).collect(),
+            volumes: sectors.map(|sectors| NodeVolume::new(volatile, sectors)).collect(),
             buffers: BTreeMap::new(),
             next_buffer: 0,
             requests: BTreeMap::new(),

@@ -12,6 +12,8 @@ use crate::random::Random;
 pub(crate) const MILLISECOND: u64 = 1_000_000;
 /// What makes the protocol of a seed.
 const ASYNCHRONOUS: u64 = 0x6173_796e;
+/// What makes devices of a seed grow.
+const GROWTH: u64 = 0x6772_6f77;
 /// What makes `c-min-rate` of a seed.
 const MIN_RATE: u64 = 0x7261_7465;
 /// A second of simulated time, in nanoseconds.
@@ -188,6 +190,18 @@ pub enum Operation {
         /// Which node: 0 or 1.
         node: NodeId,
     },
+    /// Devices of a volume grow.
+    Grow {
+        /// Which nodes'.
+        nodes: [bool; 2],
+        /// By how many sectors.
+        sectors: u64,
+    },
+    /// The size that both devices have is to be used.
+    Resize {
+        /// Which node is told: 0 or 1.
+        node: NodeId,
+    },
     /// An operator gives a command that nobody asked for.
     Deed {
         /// Which node: 0 or 1.
@@ -287,6 +301,13 @@ impl Plan {
     /// What a seed means where disks fail.
     pub fn with_failing_disks(seed: u64) -> Self {
         Self::with_aim(seed, Some(Aim::Failures))
+    }
+
+    /// What a seed means where devices grow.
+    pub fn with_growing_devices(seed: u64) -> Self {
+        let mut plan = Self::new(seed);
+        crate::growth::plan(&mut Random::new(seed ^ GROWTH), &mut plan.steps);
+        plan
     }
 
     fn with_aim(seed: u64, aim: Option<Aim>) -> Self {

@@ -21,6 +21,9 @@ fn own(arguments: &Arguments, words: &[String]) -> Option<Output> {
     if arguments.failing_disks {
         command.arg("--failing-disks");
     }
+    if arguments.growing_devices {
+        command.arg("--growing-devices");
+    }
     command.output().ok()
 }
 
@@ -82,7 +85,11 @@ pub(crate) fn tell(seed: u64, rule: &str, arguments: &Arguments) {
             println!("  {line}");
         }
     }
-    let disks = if arguments.failing_disks { " --failing-disks" } else { "" };
+    let disks = match (arguments.failing_disks, arguments.growing_devices) {
+        (true, _) => " --failing-disks",
+        (false, true) => " --growing-devices",
+        (false, false) => "",
+    };
     println!("all of it: cargo xtask sim {}{disks}", words.join(" "));
 }
 

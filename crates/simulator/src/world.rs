@@ -7,7 +7,7 @@ use udrbd_engine::interface::{
     Actions, Event, HandlerId, Protocol, Report, RequestId, ResourceStatus, SocketId, SocketLoss, Time,
     Token, VolumeStatus,
 };
-use udrbd_units::{ConnectionState, DiskState, Role, SectorRange};
+use udrbd_units::{ConnectionState, DiskState, Role, Sector, SectorRange};
 
 use crate::check::{Checker, Violation};
 use crate::coverage::Coverage;
@@ -198,7 +198,10 @@ impl World {
             now: SECOND,
             queue: BinaryHeap::new(),
             queued: 0,
-            nodes: volatile.map(|volatile| Node::new(volumes, volatile)),
+            nodes: [0, 1].map(|node: NodeId| {
+                let sectors = plan.settings.backing_sectors.iter().map(|sectors| sectors[node]);
+                Node::new(sectors, volatile[node])
+            }),
             network: Network::new(latency),
             checker: Checker::new(volumes),
             traps: Vec::new(),
@@ -537,7 +540,7 @@ impl World {
             self.checker.may_still_lack(mirror, &self.nodes[mirror].volumes[volume].disk, write.write);
         }
         let disk = &self.nodes[node].volumes[volume].disk;
-        let result = self.checker.check_disk(disk, node, volume, when);
+        let result = self.checker.check_disk(disk, node, volume, self.in_use(volume), when);
         let busy = self.busy_ranges(volume);
         if busy.is_empty() {
             self.check("the disk is what it has to be", result);
@@ -577,10 +580,18 @@ impl World {
             .collect()
     }
 
+    /// How much of a volume is in use: what only one node uses yet is no matter of the other.
+    pub(crate) fn in_use(&self, volume: VolumeIndex) -> Sector {
+        let sizes = self.nodes.iter().filter_map(|node| node.volume(volume)).map(|volume| volume.size);
+        sizes.filter(|size| size.0 > 0).min().unwrap_or(Sector(u64::MAX))
+    }
+
     pub(crate) fn compare(&mut self, volume: VolumeIndex, when: &str) {
         let busy = self.busy_ranges(volume);
         let disks = [0, 1].map(|node: NodeId| &self.nodes[node].volumes[volume].disk);
-        let found = Checker::differences(disks, &busy);
+        let size = self.in_use(volume);
+        let mut found = Checker::differences(disks, &busy);
+        found.retain(|sector| *sector < size.0);
         self.coverage.check("both disks are equal");
         if let Some(sector) = found.first() {
             let values = disks.map(|disk| disk.data.sector(*sector).copied().unwrap_or(0));
@@ -614,7 +625,8 @@ impl World {
         }
         if disk == DiskState::UpToDate {
             let contents = &self.nodes[node].volumes[volume].disk;
-            let result = self.checker.check_disk(contents, node, volume, "at a promotion");
+            let result =
+                self.checker.check_disk(contents, node, volume, self.in_use(volume), "at a promotion");
             self.check("a new Primary has every write", result);
             self.look_at_order(node);
         }
