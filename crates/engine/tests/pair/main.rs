@@ -355,6 +355,29 @@ fn discards_and_zeroes_reach_the_peer() {
     assert!(pair.differences().is_empty());
 }
 
+/// What was agreed with the last peer holds while it is away: a Primary alone would ignore discards otherwise, and cut them into
+/// pieces that no disk gives back.
+#[test]
+fn discards_are_taken_as_before_while_the_peer_is_away() {
+    let mut pair = synced();
+    pair.write(0, 0, 1, 65536).unwrap();
+    let offers = |pair: &Pair| {
+        let engine = pair.nodes[0].engine.as_ref().unwrap();
+        (engine.offers_discard(), engine.offers_write_zeroes(), engine.request_limits())
+    };
+    let connected = offers(&pair);
+    assert_eq!(connected, (true, true, (1 << 20, 128 << 20)));
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::WFConnection);
+    assert_eq!(offers(&pair), connected);
+    let id = pair.submit(0, Operation::Discard, 16, &[], 32768);
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+    pair.command(1, Command::Connect(Box::default())).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(offers(&pair), connected);
+    assert_eq!(pair.nodes[1].load(16, 32768), vec![0; 32768]);
+}
+
 #[test]
 fn down_takes_everything_away_and_up_needs_no_resync() {
     let mut pair = synced();
