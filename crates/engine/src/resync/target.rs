@@ -9,7 +9,7 @@ use super::source::Locks;
 use crate::Engine;
 use crate::bugs::Bug;
 use crate::connection::parameters::Verdict;
-use crate::interface::{Action, Buffer, DiscardMode, Duration, Level};
+use crate::interface::{Action, Buffer, Duration, Level};
 use crate::peer::{PeerOperation, PeerRequest};
 use crate::sending::Ack;
 use crate::slab::Key;
@@ -277,9 +277,11 @@ impl Engine {
         }
         let key = self.accept_resync_write(index, range, None, locks);
         let volume = self.volumes[index].number;
-        let token = self.start_peer_io(index, key);
-        let mode = DiscardMode::ZeroesMayUnmap;
-        self.change_disk(index, range, Action::Discard { token, volume, range, mode });
+        // As a discard of the peer (io spec 15.9).
+        for (range, mode) in self.discard_pieces(index, range, true, self.has_untrusted_discards(index)) {
+            let token = self.start_peer_io(index, key);
+            self.change_disk(index, range, Action::Discard { token, volume, range, mode });
+        }
         self.ask_for_more(index);
         Verdict::Good
     }

@@ -1,6 +1,6 @@
 //! How fast a resync is, and to whom it gives way.
 
-use udrbd_engine::interface::{Command, DiskOptions, Operation};
+use udrbd_engine::interface::{Command, DiscardMode, DiskOptions, Operation};
 use udrbd_units::{ConnectionState, DiskState};
 use udrbd_wire::Packet;
 
@@ -151,6 +151,9 @@ fn a_thin_resync_at_full_speed_cuts_no_granule() {
     pair.packets.clear();
     pair.command(1, Command::Connect(Box::default())).unwrap();
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    // The hole is made as a discard makes one, which is more than zeroes on disks that give nothing back for those.
+    let discards = &pair.nodes[1].discards;
+    assert!(discards.iter().all(|(_, mode)| *mode == DiscardMode::Discard), "{discards:?}");
     let thin =
         pair.packets.iter().filter(|(_, packet)| matches!(packet, Packet::ResyncThinRequest(_))).count();
     assert_eq!((thin, asked_for(&pair)), ((12 << 20) / 65536, 5 * 4096));
