@@ -121,7 +121,8 @@ impl Target {
         match name {
             TargetName::Nbd(socket, export) => Nbd::connect(socket, export)?.trim(offset, length),
             TargetName::Path(path) => {
-                let words = ["-o", &offset.to_string(), "-l", &length.to_string()];
+                // Forced, as it reads what is there before it asks else.
+                let words = ["-f", "-o", &offset.to_string(), "-l", &length.to_string()];
                 let status = Command::new("blkdiscard")
                     .args(words)
                     .arg(path)
