@@ -11,6 +11,7 @@
 //! - [`pair`]: two of our daemons side by side on this machine, without root;
 //! - [`nbd`], [`target`], [`workload`]: a client, and writes that can be checked after any crash;
 //! - [`images`]: what QEMU's tools do with the images of guests on a device;
+//! - [`relay`]: a connection that loses a bit where a test wants it;
 //! - [`runner`]: a test harness whose tests may say that they were skipped, and why.
 
 pub mod guest;
@@ -19,6 +20,7 @@ pub mod machine;
 pub mod nbd;
 pub mod package;
 pub mod pair;
+pub mod relay;
 pub mod replica;
 pub mod runner;
 pub mod shell;

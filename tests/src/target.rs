@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
@@ -107,6 +108,30 @@ impl Target {
                 let aligned = buffer.slice(data.len());
                 aligned.copy_from_slice(data);
                 file.write_all_at(aligned, offset).with_context(|| format!("write at {offset}"))
+            }
+        }
+    }
+
+    /// Gives a part of the target called `name` back.
+    ///
+    /// # Errors
+    ///
+    /// The server's own; what `blkdiscard` says.
+    pub fn discard(name: &TargetName, offset: u64, length: u32) -> Result<()> {
+        match name {
+            TargetName::Nbd(socket, export) => Nbd::connect(socket, export)?.trim(offset, length),
+            TargetName::Path(path) => {
+                // Forced, as it reads what is there before it asks else.
+                let words = ["-f", "-o", &offset.to_string(), "-l", &length.to_string()];
+                let status = Command::new("blkdiscard")
+                    .args(words)
+                    .arg(path)
+                    .status()
+                    .context("cannot run blkdiscard")?;
+                if !status.success() {
+                    bail!("blkdiscard: {status}");
+                }
+                Ok(())
             }
         }
     }

@@ -343,14 +343,14 @@ impl Engine {
         bytes
     }
 
-    /// Whether discards may be offered to clients: the peer understands them, or there is none.
-    pub fn offers_discard(&self) -> bool {
-        self.connection.agreed_version == 0 || self.connection.dialect.has(wire::Features::TRIM)
+    /// Whether discards may be offered to clients: the peer understands them, the last one if it is away, or there was none.
+    pub const fn offers_discard(&self) -> bool {
+        self.connection.agreed_features.contains(wire::Features::TRIM)
     }
 
     /// Whether writes of zeroes may be offered to clients.
-    pub fn offers_write_zeroes(&self) -> bool {
-        self.connection.agreed_version == 0 || self.connection.dialect.has(wire::Features::WRITE_ZEROES)
+    pub const fn offers_write_zeroes(&self) -> bool {
+        self.connection.agreed_features.contains(wire::Features::WRITE_ZEROES)
     }
 
     /// Whether a volume serves requests of clients, or keeps them until some node has data again.

@@ -123,8 +123,13 @@ impl Engine {
         }
     }
 
+    /// What is spoken with the peer, or was with the last one: while it is away clients go on as before.
+    const fn agreed_dialect(&self) -> wire::Dialect {
+        wire::Dialect { version: self.connection.agreed_version, features: self.connection.agreed_features }
+    }
+
     fn zeroes_travel_as_data(&self) -> bool {
-        let dialect = self.connection.dialect;
+        let dialect = self.agreed_dialect();
         let zeroes = dialect.has(Features::WRITE_ZEROES) && self.connection.own_integrity.is_none();
         self.connection.agreed_version > 0
             && !zeroes
@@ -137,7 +142,7 @@ impl Engine {
         if self.connection.agreed_version == 0 {
             return (1 << 20, 128 << 20);
         }
-        let dialect = self.connection.dialect;
+        let dialect = self.agreed_dialect();
         let data = dialect.request_bytes_max();
         (data, if self.zeroes_travel_as_data() { data } else { dialect.discard_bytes_max() })
     }

@@ -110,8 +110,6 @@ pub struct DiscardLimits {
     pub alignment_bytes: u32,
     /// The largest discard, in bytes; 0 if the disk cannot discard.
     pub bytes_max: u64,
-    /// Whether discarded whole units are known to read as zeroes.
-    pub zeroes: bool,
 }
 
 /// What was found out about a disk when it was opened.

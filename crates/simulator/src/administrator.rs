@@ -267,7 +267,6 @@ impl World {
             max_request_bytes: 1 << 20,
             volatile_cache: settings.volatile[node],
             discard_granularity_bytes: settings.discard_granularity,
-            discard_zeroes: settings.discard_granularity > 0,
         };
         let settings = AttachSettings {
             placement: Placement::Internal,

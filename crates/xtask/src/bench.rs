@@ -7,6 +7,7 @@
 mod background;
 mod contenders;
 mod guest;
+mod guest_resync;
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,9 @@ pub(crate) struct Options {
     /// Block devices beside the kernel's own DRBD, in a guest that counts instructions.
     #[arg(long)]
     vm: bool,
+    /// With --vm: a resync under an application's writes beside the kernel's own DRBD, and beside the slowest of disks and link.
+    #[arg(long, requires = "vm")]
+    resync: bool,
     /// Resync: large devices, and whether its limits hold. About six minutes.
     #[arg(long)]
     background: bool,
@@ -83,6 +87,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     if options.vm {
         workspace::build_release()?;
+        if options.resync {
+            return guest_resync::run(&options.job, options.judge);
+        }
         let (rounds, seconds) = if options.quick { (1, 1) } else { (3, 2) };
         return guest::run(rounds, seconds, &options.job, options.judge);
     }

@@ -2,12 +2,14 @@
 //!
 //! A target is `nbd:SOCKET:EXPORT`, or the path of a block device or file, which is used with direct I/O.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use udrbd_tests::relay::Relay;
 use udrbd_tests::target::{Target, TargetName};
 use udrbd_tests::workload::{self, Workload};
 
@@ -68,15 +70,39 @@ enum Task {
     /// One request: what comes of it is the exit status.
     Once {
         target: TargetName,
-        /// Write zeroes, and do not read.
+        /// Write, and do not read.
         #[arg(long)]
         write: bool,
+        /// What is written, again and again; else zeroes.
+        #[arg(long, value_name = "TEXT")]
+        fill: Option<String>,
         /// First byte.
         #[arg(long)]
         offset: u64,
         /// How many bytes.
         #[arg(long)]
         length: usize,
+    },
+    /// Gives a part back.
+    Discard {
+        target: TargetName,
+        /// First byte.
+        #[arg(long)]
+        offset: u64,
+        /// How many bytes.
+        #[arg(long)]
+        length: u32,
+    },
+    /// Carries connections from one address to another, and turns one bit over where it is told to.
+    Relay {
+        from: SocketAddr,
+        to: SocketAddr,
+        /// The next bytes with this text lose a bit...
+        #[arg(long)]
+        marker: String,
+        /// ...each time there is this file, which is removed with it.
+        #[arg(long)]
+        flip: PathBuf,
     },
 }
 
@@ -136,8 +162,13 @@ fn run(task: Task) -> Result<()> {
             println!("{} blocks are equal", bytes / workload::BLOCK);
         }
         Task::Size { target } => println!("{}", Target::open_to_read(&target)?.size()?),
-        Task::Once { target, write, offset, length } => {
+        Task::Discard { target, offset, length } => Target::discard(&target, offset, length)?,
+        Task::Relay { from, to, marker, flip } => Relay { from, to, marker, flip }.run()?,
+        Task::Once { target, write, fill, offset, length } => {
             let mut data = vec![0; length];
+            if let Some(text) = fill {
+                data = text.bytes().cycle().take(length).collect();
+            }
             if write {
                 Target::open(&target)?.write(offset, &data)?;
             } else {

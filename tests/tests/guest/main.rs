@@ -7,6 +7,7 @@ mod block;
 mod cluster;
 mod commands;
 mod counters;
+mod digests;
 mod disks;
 mod duo;
 mod failover;
@@ -15,12 +16,14 @@ mod link;
 mod load;
 mod meetings;
 mod metadata;
+mod moved;
 mod pacemaker;
 mod packaging;
 mod power;
 mod recorded;
 mod replication;
 mod startup;
+mod thin;
 mod tools;
 mod undo;
 mod upkeep;
@@ -40,6 +43,11 @@ const CASES: &[Case] = &[
     Case::new("the_smaller_side_decides_the_size", replication::smaller_side_decides),
     Case::new("a_verify_finds_what_was_planted_whoever_starts_it", upkeep::verify_finds_what_was_planted),
     Case::new("both_count_alike_what_they_do", counters::count_as_the_kernel_does),
+    Case::new("resync_by_checksums_moves_what_two_kernels_move", moved::by_checksums),
+    Case::new("thin_resync_moves_and_leaves_what_two_kernels_do", moved::thin),
+    Case::new("sparse_disks_stay_equal_and_as_thin_as_two_kernels_leave_them", thin::sparse),
+    Case::new("thin_volumes_stay_equal_and_as_thin_as_two_kernels_leave_them", thin::pool),
+    Case::new("flipped_bits_are_found_and_mended_as_between_two_kernels", digests::flips_are_found),
     Case::new("a_larger_configured_size_is_adopted_and_resynced", upkeep::size_grows),
     Case::new("a_failing_disk_of_the_secondary_costs_no_write", disks::of_the_secondary),
     Case::new("a_failing_disk_of_the_primary_costs_no_write", disks::of_the_primary),

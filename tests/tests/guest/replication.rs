@@ -4,11 +4,18 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use udrbd_tests::replica::Kind;
+use udrbd_tests::runner;
 
 use crate::duo::Duo;
 
 /// Ours against the kernel's, in both parts.
 pub(crate) const MIXED: [(Kind, Kind); 2] = [(Kind::Udrbd, Kind::Kernel), (Kind::Kernel, Kind::Udrbd)];
+
+/// Pairs that are to do what two kernels do: two of ours, and in the long run one of each, in either part.
+pub(crate) fn beside_kernels() -> impl Iterator<Item = (Kind, Kind)> {
+    let mixed = MIXED.into_iter().filter(|_| runner::is_long());
+    [(Kind::Udrbd, Kind::Udrbd)].into_iter().chain(mixed)
+}
 
 pub(crate) fn kernel_pair() -> Result<()> {
     Duo::play((Kind::Kernel, Kind::Kernel), both_take_writes)

@@ -246,7 +246,6 @@ fn properties(disks: &DiskPair) -> DiskProperties {
         } else {
             0
         },
-        discard_zeroes: backing.discard.zeroes,
     }
 }
 

@@ -55,6 +55,7 @@ impl Engine {
             Ok(dialect) => {
                 self.connection.dialect = dialect;
                 self.connection.agreed_version = dialect.version;
+                self.connection.agreed_features = dialect.features;
                 self.connection.extensions =
                     wire::ConnectionFeatures::OWN.extensions.intersection(features.extensions);
                 self.log_agreement(dialect);

@@ -74,7 +74,9 @@ pub(crate) struct Connection {
     pub(crate) next_socket: u32,
     pub(crate) resolve_conflicts: bool,
     pub(crate) dialect: wire::Dialect,
+    /// What was agreed on with the last peer, also while it is away; 0 and everything before the first one.
     pub(crate) agreed_version: u32,
+    pub(crate) agreed_features: wire::Features,
     /// What both udrbd nodes can do beyond DRBD; nothing with another peer.
     pub(crate) extensions: wire::Extensions,
     pub(crate) authentication: Option<wire::Authentication>,
@@ -151,6 +153,7 @@ impl Connection {
             resolve_conflicts: false,
             dialect: wire::Dialect::UNNEGOTIATED,
             agreed_version: 0,
+            agreed_features: wire::Features::ALL,
             extensions: wire::Extensions::NONE,
             authentication: None,
             challenge: None,

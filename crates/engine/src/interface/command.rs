@@ -27,8 +27,6 @@ pub struct DiskProperties {
     pub volatile_cache: bool,
     /// The granularity of discards, bytes; 0: the device does not discard.
     pub discard_granularity_bytes: u32,
-    /// Whether discarded whole granules read as zeroes.
-    pub discard_zeroes: bool,
 }
 
 /// Everything an attach needs, the devices being open.

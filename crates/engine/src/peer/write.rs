@@ -195,10 +195,7 @@ impl Engine {
         } else {
             (zero.flags.contains(DataFlags::DISCARD), true)
         };
-        zero_out |= self.volumes[index].disk.as_ref().is_some_and(|disk| {
-            let discards = disk.properties.discard_granularity_bytes > 0;
-            !(discards && disk.properties.discard_zeroes && disk.options.discard_zeroes_if_aligned)
-        });
+        zero_out |= self.has_untrusted_discards(index);
         let key = self.accept_write(index, range, zero.block_id, zero.flags, None);
         let number = self.volumes[index].number;
         for (range, mode) in self.discard_pieces(index, range, may_trim, zero_out) {
@@ -206,6 +203,14 @@ impl Engine {
             self.change_disk(index, range, Action::Discard { token, volume: number, range, mode });
         }
         Verdict::Good
+    }
+
+    /// Whether zeroes have to be written where the peer has discarded: the disk does not discard, or `discard-zeroes-if-aligned` does
+    /// not let its whole granules count as zeroes then. Kernels do not tell any more what reads as zeroes.
+    pub(crate) fn has_untrusted_discards(&self, index: usize) -> bool {
+        self.volumes[index].disk.as_ref().is_some_and(|disk| {
+            disk.properties.discard_granularity_bytes == 0 || !disk.options.discard_zeroes_if_aligned
+        })
     }
 
     fn note_sequence(&mut self, index: usize, sequence: wire::SequenceNumber) {

@@ -38,6 +38,11 @@ impl Controller {
         self.granted -= blocks as i64;
     }
 
+    /// The blocks that this step may ask for, once there is room for them.
+    pub(super) const fn granted(&self) -> i64 {
+        self.granted
+    }
+
     /// What this step may still ask for is given up: the next place is busy.
     pub(super) const fn end_step(&mut self) {
         self.granted = 0;

@@ -9,7 +9,7 @@ use super::source::Locks;
 use crate::Engine;
 use crate::bugs::Bug;
 use crate::connection::parameters::Verdict;
-use crate::interface::{Action, Buffer, DiscardMode, Duration, Level};
+use crate::interface::{Action, Buffer, Duration, Level};
 use crate::peer::{PeerOperation, PeerRequest};
 use crate::sending::Ack;
 use crate::slab::Key;
@@ -24,6 +24,8 @@ const REQUEST_BYTES_MAX: u32 = 1 << 20;
 pub(super) enum Asked {
     Blocks(u64),
     Busy,
+    /// There is no room for a whole request, and will be.
+    Later,
     Nothing,
 }
 
@@ -93,10 +95,15 @@ impl Engine {
         let mut asked = 0;
         while (asked as i64) < number {
             let limit = number as u64 - asked;
-            let came =
-                if verifying { self.ask_to_verify(index, limit) } else { self.ask_for_blocks(index, limit) };
+            let came = if verifying {
+                self.ask_to_verify(index, limit)
+            } else {
+                let granted = self.volumes[index].resync.controller.granted() - asked as i64;
+                self.ask_for_blocks(index, limit, limit.max(granted.max(0) as u64))
+            };
             match came {
                 Asked::Blocks(blocks) => asked += blocks,
+                Asked::Later => break,
                 Asked::Busy => {
                     self.volumes[index].resync.controller.end_step();
                     break;
@@ -110,9 +117,11 @@ impl Engine {
         self.volumes[index].resync.controller.asked(asked);
     }
 
-    /// Asks for the next run of blocks that are out of sync, `limit` at the most.
-    fn ask_for_blocks(&mut self, index: usize, limit: u64) -> Asked {
+    /// Asks for the next run of blocks that are out of sync, `limit` at the most. Of those `granted` that is all there is room for now:
+    /// a request is not cut for that, as a hole does not show in its parts (io spec 15.9).
+    fn ask_for_blocks(&mut self, index: usize, limit: u64, granted: u64) -> Asked {
         let now = self.now;
+        let max_buffers = self.resync_room(index).max_buffers;
         let volume = &mut self.volumes[index];
         let capacity = volume.size;
         let peer_bytes_max = self.connection.dialect.request_bytes_max();
@@ -126,6 +135,17 @@ impl Engine {
             return Asked::Nothing;
         };
         volume.resync.next_block = block.0;
+        let limit_bytes = disk.properties.max_request_bytes.min(REQUEST_BYTES_MAX).min(peer_bytes_max);
+        let thin_bytes = thin_bytes(disk).filter(|_| is_thin_agreed);
+        let blocks = run_length(&disk.bitmap, block.0, limit, limit_bytes, thin_bytes);
+        let under_way = !volume.resync.asked.is_empty() || volume.sync_write_sectors > 0;
+        if blocks == limit && limit < granted && under_way {
+            let whole = run_length(&disk.bitmap, block.0, granted, limit_bytes, thin_bytes);
+            // Where few buffers make do, requests are cut as they always are.
+            if whole > blocks && whole <= u64::from(max_buffers) / 8 {
+                return Asked::Later;
+            }
+        }
         let gives_way = volume.background_gives_way(now);
         let Some(disk) = &mut volume.disk else { return Asked::Nothing };
         let Ok(lock) = disk.extents.try_begin(block.resync_extent(), &disk.log, gives_way) else {
@@ -133,9 +153,6 @@ impl Engine {
             self.attention = true;
             return Asked::Busy;
         };
-        let limit_bytes = disk.properties.max_request_bytes.min(REQUEST_BYTES_MAX).min(peer_bytes_max);
-        let thin_bytes = thin_bytes(disk).filter(|_| is_thin_agreed);
-        let blocks = run_length(&disk.bitmap, block.0, limit, limit_bytes, thin_bytes);
         volume.resync.next_block = block.0 + blocks;
         let start = udrbd_units::Sector::of_block(block);
         let sectors = (blocks * 8).min(capacity.0 - start.0);
@@ -215,11 +232,16 @@ impl Engine {
             self.release(payload);
             return Verdict::Good;
         }
-        let asked = self.take_asked(index, range);
-        let Some(locks) = asked.filter(|_| intact) else {
+        let Some(locks) = self.take_asked(index, range) else {
             self.release(payload);
             return Verdict::Reconnect;
         };
+        if !intact && self.volumes[index].has_disk() {
+            let text = format!("Digest integrity check FAILED: {}s +{}", range.start, range.bytes);
+            self.say(Level::Error, Some(index), text);
+            self.release(payload);
+            return Verdict::Reconnect;
+        }
         self.resync_answered(index);
         if !self.volumes[index].has_disk() {
             self.release(payload);
@@ -255,9 +277,11 @@ impl Engine {
         }
         let key = self.accept_resync_write(index, range, None, locks);
         let volume = self.volumes[index].number;
-        let token = self.start_peer_io(index, key);
-        let mode = DiscardMode::ZeroesMayUnmap;
-        self.change_disk(index, range, Action::Discard { token, volume, range, mode });
+        // As a discard of the peer (io spec 15.9).
+        for (range, mode) in self.discard_pieces(index, range, true, self.has_untrusted_discards(index)) {
+            let token = self.start_peer_io(index, key);
+            self.change_disk(index, range, Action::Discard { token, volume, range, mode });
+        }
         self.ask_for_more(index);
         Verdict::Good
     }

@@ -6,8 +6,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use udrbd_engine::Engine;
 use udrbd_engine::interface::{
     Action, AttachSettings, Buffer, ClientError, ClientRequest, Command, CommandId, CommandResult,
-    DiskOptions, DiskProperties, Event, Handler, HandlerId, IoError, NetOptions, Operation, Payload, Report,
-    RequestId, ResourceOptions, SocketId, SocketLoss, Time, VolumeStatus,
+    DiscardMode, DiskOptions, DiskProperties, Event, Handler, HandlerId, IoError, NetOptions, Operation,
+    Payload, Report, RequestId, ResourceOptions, SocketId, SocketLoss, Time, VolumeStatus,
 };
 use udrbd_metadata::{Layout, Placement, Striping, Superblock, activity_log};
 use udrbd_units::{Minor, Sector, SectorRange, VolumeNumber};
@@ -46,6 +46,8 @@ pub(crate) struct Node {
     pub(crate) bad_metadata: std::ops::Range<u64>,
     /// Where metadata were written, and whether with a flush before.
     pub(crate) metadata_writes: Vec<(u64, bool)>,
+    /// Where the disk was told to discard or zero, and how.
+    pub(crate) discards: Vec<(SectorRange, DiscardMode)>,
     /// Data have been written since the last flush.
     unflushed: bool,
     /// Pages of the bitmap written while that was so.
@@ -117,6 +119,7 @@ impl Node {
             failing_metadata: false,
             bad_metadata: 0..0,
             metadata_writes: Vec::new(),
+            discards: Vec::new(),
             unflushed: false,
             hasty_pages: 0,
             stuck: false,
@@ -275,7 +278,6 @@ impl Pair {
                 max_request_bytes: 1 << 20,
                 volatile_cache: true,
                 discard_granularity_bytes: 4096,
-                discard_zeroes: true,
             },
             options,
             kept: self.nodes[node].undo.as_ref().and_then(SideFile::kept_blocks),
@@ -669,7 +671,8 @@ impl Pair {
                 self.nodes[node].unflushed = false;
                 self.events.push_back((node, Event::WriteDone { token, result: outcome }));
             }
-            Action::Discard { token, range, .. } => {
+            Action::Discard { token, range, mode, .. } => {
+                self.nodes[node].discards.push((range, mode));
                 self.nodes[node].expect_kept(range);
                 self.nodes[node].store(range.start.0, &vec![0; range.bytes as usize]);
                 self.events.push_back((node, Event::WriteDone { token, result: outcome }));

@@ -28,8 +28,8 @@ mod verify;
 mod volumes;
 
 use harness::{Pair, VOLUME};
-use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Operation, Protocol};
-use udrbd_units::{ConnectionState, DiskState, Role};
+use udrbd_engine::interface::{Command, DiscardMode, DiskOptions, NetOptions, Operation, Protocol};
+use udrbd_units::{ConnectionState, DiskState, Role, Sector, SectorRange};
 
 fn promote(pair: &mut Pair, node: usize, force: bool) {
     pair.command(node, Command::Primary { volume: VOLUME, force }).unwrap();
@@ -354,6 +354,46 @@ fn discards_and_zeroes_reach_the_peer() {
     pair.settle();
     assert_eq!(pair.nodes[1].load(16, 32768), vec![0; 32768]);
     assert!(pair.differences().is_empty());
+}
+
+/// Io spec 10.3: zeroes are written on the peer only where its administrator does not trust discards.
+#[test]
+fn the_peer_discards_what_is_discarded() {
+    for trusted in [true, false] {
+        let mut pair = synced();
+        let options = DiskOptions { discard_zeroes_if_aligned: trusted, ..fast() };
+        pair.command(1, Command::DiskOptions { volume: VOLUME, options: Box::new(options) }).unwrap();
+        let id = pair.submit(0, Operation::Discard, 16, &[], 32768);
+        pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+        pair.settle();
+        let mode = if trusted { DiscardMode::Discard } else { DiscardMode::ZeroesMayUnmap };
+        let range = SectorRange::new(Sector(16), 32768);
+        assert_eq!(pair.nodes[0].discards, [(range, DiscardMode::Discard)]);
+        assert_eq!(pair.nodes[1].discards, [(range, mode)]);
+    }
+}
+
+/// What was agreed with the last peer holds while it is away: a Primary alone would ignore discards otherwise, and cut them into
+/// pieces that no disk gives back.
+#[test]
+fn discards_are_taken_as_before_while_the_peer_is_away() {
+    let mut pair = synced();
+    pair.write(0, 0, 1, 65536).unwrap();
+    let offers = |pair: &Pair| {
+        let engine = pair.nodes[0].engine.as_ref().unwrap();
+        (engine.offers_discard(), engine.offers_write_zeroes(), engine.request_limits())
+    };
+    let connected = offers(&pair);
+    assert_eq!(connected, (true, true, (1 << 20, 128 << 20)));
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::WFConnection);
+    assert_eq!(offers(&pair), connected);
+    let id = pair.submit(0, Operation::Discard, 16, &[], 32768);
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+    pair.command(1, Command::Connect(Box::default())).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(offers(&pair), connected);
+    assert_eq!(pair.nodes[1].load(16, 32768), vec![0; 32768]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! How fast a resync is, and to whom it gives way.
 
-use udrbd_engine::interface::{Command, DiskOptions};
+use udrbd_engine::interface::{Command, DiscardMode, DiskOptions, Operation};
 use udrbd_units::{ConnectionState, DiskState};
 use udrbd_wire::Packet;
 
@@ -132,4 +132,29 @@ fn a_resync_is_never_faster_than_its_rate() {
     assert_eq!(asked_for(&pair), 80_000 * 1024 / 10 / 4096 * 4096);
     pair.pass_ms(100);
     assert_eq!(asked_for(&pair), 2 * (80_000 * 1024 / 10 / 4096 * 4096));
+}
+
+/// A request that is cut for want of room asks for less than a granule, and a hole is copied.
+#[test]
+fn a_thin_resync_at_full_speed_cuts_no_granule() {
+    let mut pair = synced();
+    for node in 0..2 {
+        options(&mut pair, node, DiskOptions { rs_discard_granularity_bytes: 65536, ..fast() });
+    }
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    // An odd number of blocks before the hole, so that what there is room for never ends with a granule.
+    for block in [0, 2, 4, 6, 8] {
+        pair.write(0, block * 8, 1, 4096).unwrap();
+    }
+    let id = pair.submit(0, Operation::Discard, 1 << 11, &[], 12 << 20);
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+    pair.packets.clear();
+    pair.command(1, Command::Connect(Box::default())).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    // The hole is made as a discard makes one, which is more than zeroes on disks that give nothing back for those.
+    let discards = &pair.nodes[1].discards;
+    assert!(discards.iter().all(|(_, mode)| *mode == DiscardMode::Discard), "{discards:?}");
+    let thin =
+        pair.packets.iter().filter(|(_, packet)| matches!(packet, Packet::ResyncThinRequest(_))).count();
+    assert_eq!((thin, asked_for(&pair)), ((12 << 20) / 65536, 5 * 4096));
 }

@@ -220,3 +220,37 @@ fn a_write_of_the_last_resync_clears_no_bit_of_a_full_one() {
         assert!(pair.differences().is_empty());
     }
 }
+
+#[test]
+fn a_resynced_block_with_a_wrong_digest_is_named_and_asked_for_again() {
+    let mut pair = synced();
+    pair.packets.clear();
+    pair.nodes[0].stuck = true;
+    pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
+    pair.pass(1);
+    let asked = pair.packets.iter().find_map(|(_, packet)| match packet {
+        udrbd_wire::Packet::ResyncDataRequest(request) => Some(*request),
+        _ => None,
+    });
+    let range = asked.unwrap().range();
+    let payload = Some(pair.new_buffer(1, vec![1; range.bytes as usize]));
+    let reply = udrbd_wire::BlockReply { sector: range.start, block_id: udrbd_wire::BlockId::SYNCER };
+    let event = Event::Packet {
+        socket: pair.socket(1, true).unwrap(),
+        volume: VOLUME,
+        packet: udrbd_wire::Packet::ResyncDataReply(reply),
+        payload,
+        payload_bytes: range.bytes,
+        bytes: Vec::new(),
+        digest: None,
+        intact: false,
+    };
+    pair.inject(1, event);
+    pair.settle();
+    let text = format!("Digest integrity check FAILED: {}s +{}", range.start, range.bytes);
+    assert!(pair.nodes[1].says(&text), "{}", pair.describe());
+    assert!(pair.nodes[1].says("ProtocolError"), "{}", pair.describe());
+    pair.unstick(0);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.differences().is_empty(), "{}", pair.describe());
+}

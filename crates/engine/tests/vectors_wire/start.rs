@@ -138,7 +138,6 @@ impl Metadata {
             max_request_bytes: 1 << 20,
             volatile_cache: true,
             discard_granularity_bytes: 512,
-            discard_zeroes: true,
         };
         let sizes = sent().find_map(|(_, received)| match &received.packet {
             // Without a disk a node tells of itself as a device.

@@ -65,7 +65,6 @@ fn file_properties(
             granularity_bytes: file.metadata().map_or(4096, |metadata| metadata.blksize() as u32),
             alignment_bytes: 0,
             bytes_max: FILE_DISCARD_BYTES_MAX,
-            zeroes: true,
         },
         identity,
     }
@@ -104,7 +103,6 @@ fn device_properties(
             granularity_bytes: number("discard_granularity") as u32,
             alignment_bytes: queue.device_number("discard_alignment").unwrap_or(0) as u32,
             bytes_max: number("discard_max_bytes"),
-            zeroes: number("discard_zeroes_data") == 1,
         },
         identity,
     }

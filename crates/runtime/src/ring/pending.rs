@@ -54,7 +54,12 @@ pub(super) fn zero_entry(fd: types::Fd, way: Way, start: u64, bytes: u64) -> squ
         Way::DiscardBlocks => {
             let mut command = [0; 16];
             command[..8].copy_from_slice(&bytes.to_ne_bytes());
-            opcode::UringCmd16::new(fd, BLOCK_URING_CMD_DISCARD).addr(Some(start)).cmd(command).build()
+            // Not tried without waiting first: devices that cannot do that, as thin volumes, refuse it as if they had no discards.
+            opcode::UringCmd16::new(fd, BLOCK_URING_CMD_DISCARD)
+                .addr(Some(start))
+                .cmd(command)
+                .build()
+                .flags(squeue::Flags::ASYNC)
         }
         Way::PunchHole => opcode::Fallocate::new(fd, bytes)
             .offset(start)

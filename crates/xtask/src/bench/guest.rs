@@ -47,8 +47,8 @@ pub(super) fn run(rounds: usize, seconds: u32, only: &str, judge: bool) -> Resul
     let options = GuestOptions { processors: 1, icount: true, memory_mib: 2048, ..GuestOptions::default() };
     let mut guest = Guest::boot(options)?;
     guest.sh(&format!("modprobe brd rd_nr=5 rd_size={DISK_KIB}"))?;
-    let udrbd = pair(&mut guest, Kind::Udrbd, 0)?;
-    let kernel = pair(&mut guest, Kind::Kernel, 2)?;
+    let udrbd = pair(&mut guest, Kind::Udrbd, 0, ["/dev/ram0", "/dev/ram1"])?.0.device();
+    let kernel = pair(&mut guest, Kind::Kernel, 2, ["/dev/ram2", "/dev/ram3"])?.0.device();
     let contenders = [("udrbd", udrbd), ("kernel", kernel), ("disk", "/dev/ram4".to_owned())];
     for (_, device) in &contenders {
         // A disk in memory has no page before the first write to it, and making one costs as much as writing it.
@@ -92,13 +92,17 @@ pub(super) fn run(rounds: usize, seconds: u32, only: &str, judge: bool) -> Resul
     Ok(if judge && below { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Two nodes joined by the loopback, in sync without a sync; the first one is Primary. Returns its block device.
-fn pair(guest: &mut Guest, kind: Kind, number: u32) -> Result<String> {
+/// Two nodes joined by the loopback, in sync without a sync; the first one is Primary.
+pub(super) fn pair(
+    guest: &mut Guest,
+    kind: Kind,
+    number: u32,
+    [one_disk, other_disk]: [&str; 2],
+) -> Result<(Replica, Replica)> {
     let name = |side: &str| format!("{side}{number}");
     let (one, two) = (format!("127.0.0.1:{}", 7700 + number), format!("127.0.0.1:{}", 7701 + number));
-    let disk = |number: u32| format!("/dev/ram{number}");
-    let first = Replica::new(kind, &name("first"), number, &disk(number), &one, &two).with_ublk();
-    let second = Replica::new(kind, &name("second"), number + 1, &disk(number + 1), &two, &one).with_ublk();
+    let first = Replica::new(kind, &name("first"), number, one_disk, &one, &two).with_ublk();
+    let second = Replica::new(kind, &name("second"), number + 1, other_disk, &two, &one).with_ublk();
     for side in [&first, &second] {
         side.start(guest)?;
         side.create_md(guest)?;
@@ -109,5 +113,5 @@ fn pair(guest: &mut Guest, kind: Kind, number: u32) -> Result<String> {
     first.minor_verb(guest, "new-current-uuid", "--clear-bitmap")?;
     first.wait_healthy(guest)?;
     first.primary(guest, false)?;
-    Ok(first.device())
+    Ok((first, second))
 }
