@@ -108,7 +108,8 @@ const CASES: &[Case] = &[
     Case::new("power_cut_udrbd_primary_recovers_against_kernel", power::udrbd_primary),
     Case::new("survivor_takes_a_file_system_under_load_over", failover::under_load),
     Case::long("an_undo_outlives_power_cuts_of_its_victim", undo::power_cuts),
-    Case::long("two_primaries_share_an_ocfs2_file_system", cluster::udrbd_pair),
+    Case::long("two_primaries_share_an_ocfs2_file_system", cluster::udrbd_pair_ocfs2),
+    Case::long("two_primaries_share_a_gfs2_file_system", cluster::udrbd_pair_gfs2),
     Case::long("pacemaker_moves_a_file_system_from_node_to_node", pacemaker::with_the_stock_agent),
     Case::long("pacemaker_needs_no_module_with_our_agent", pacemaker::without_the_module),
     Case::new(

@@ -28,7 +28,8 @@ const RESOURCE: &str = "resource r0 {
 }
 ";
 
-const COROSYNC: &str = "totem {
+/// The members for each other: alpha and beta, of whom either alone may go on.
+pub(crate) const COROSYNC: &str = "totem {
     version: 2
     cluster_name: pair
     transport: knet

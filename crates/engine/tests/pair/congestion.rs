@@ -4,7 +4,8 @@ use udrbd_engine::interface::{Command, Event, NetOptions, OnCongestion, Protocol
 use udrbd_units::{ConnectionState, DiskState};
 use udrbd_wire::{Packet, StateWord};
 
-use crate::harness::{Pair, VOLUME, WRITE};
+use crate::harness::{Pair, VOLUME};
+use crate::stuck::WRITE;
 use crate::{both, fast, promote};
 
 /// Both up to date and connected with protocol A, node 0 Primary; 64 sectors on their way are too many.

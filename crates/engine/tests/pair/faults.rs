@@ -8,7 +8,8 @@ use udrbd_units::{ConnectionState, DiskState, GenerationId, Sector, VolumeNumber
 use udrbd_wire as wire;
 use wire::{BlockAck, BlockId, Packet, SequenceNumber};
 
-use crate::harness::{Pair, VOLUME, WRITE};
+use crate::harness::{Pair, VOLUME};
+use crate::stuck::WRITE;
 use crate::{both, fast, promote, synced};
 
 /// Sectors of an extent of the activity log.

@@ -3,7 +3,8 @@
 use udrbd_engine::interface::{Command, DiskOptions, Handler, NetOptions, OnIoError};
 use udrbd_units::{ConnectionState, DiskState, Role};
 
-use crate::harness::{Pair, VOLUME, WRITE};
+use crate::harness::{Pair, VOLUME};
+use crate::stuck::WRITE;
 use crate::{both, demote, fast, promote, synced};
 
 /// The first handler of a node that runs ends.

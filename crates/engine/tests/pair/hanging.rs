@@ -3,7 +3,8 @@
 use udrbd_engine::interface::{ClientError, Command, DiskOptions, Duration, Handler, OnIoError, Operation};
 use udrbd_units::{ConnectionState, DiskState, Role};
 
-use crate::harness::{Pair, VOLUME, WRITE};
+use crate::harness::{Pair, VOLUME};
+use crate::stuck::WRITE;
 use crate::{both, demote, fast, promote, synced};
 
 const FORCE: Command = Command::Detach { volume: VOLUME, force: true };

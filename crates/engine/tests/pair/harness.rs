@@ -17,9 +17,6 @@ use crate::side_file::SideFile;
 /// The volume every test uses.
 pub(crate) const VOLUME: VolumeNumber = VolumeNumber(0);
 
-/// A client's write that nothing has to be flushed for.
-pub(crate) const WRITE: Operation = Operation::Write { fua: false, preflush: false };
-
 /// One node: an engine and the disk under it.
 pub(crate) struct Node {
     pub(crate) engine: Option<Engine>,
@@ -69,7 +66,7 @@ pub(crate) struct Node {
     /// The blocks an undo may keep.
     pub(crate) undo_room: usize,
     /// Buffers of which the engine owns a reference.
-    owned: HashSet<u32>,
+    pub(crate) owned: HashSet<u32>,
     buffers: HashMap<u32, Vec<u8>>,
     reads_into: HashMap<u64, u32>,
     next: u64,
@@ -745,11 +742,6 @@ impl Pair {
     fn give_back(&mut self, node: usize, buffer: Buffer) {
         let owned = self.nodes[node].owned.remove(&buffer.0);
         assert!(owned, "{buffer:?} is released by node {node}, which does not own it");
-    }
-
-    /// How many buffers a node's engine has not given back.
-    pub(crate) fn buffers_owned(&self, node: usize) -> usize {
-        self.nodes[node].owned.len()
     }
 
     fn dial(&mut self, node: usize, socket: SocketId) {

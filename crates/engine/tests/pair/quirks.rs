@@ -10,7 +10,8 @@ use udrbd_units::{ConnectionState, DiskState, GenerationId, Role, Sector};
 use udrbd_wire::{BlockAck, Packet, SequenceNumber};
 
 use crate::faults::meta_packet;
-use crate::harness::{Pair, VOLUME, WRITE};
+use crate::harness::{Pair, VOLUME};
+use crate::stuck::WRITE;
 use crate::{both, demote, fast, promote, synced};
 
 fn connections(pair: &Pair) -> [ConnectionState; 2] {

@@ -3,7 +3,8 @@
 use udrbd_engine::interface::{Command, Event, Failure};
 use udrbd_units::{ConnectionState, DiskState, Sector};
 
-use crate::harness::{Pair, VOLUME, WRITE};
+use crate::harness::{Pair, VOLUME};
+use crate::stuck::WRITE;
 use crate::{both, demote, fast, promote, synced};
 
 /// Node 1 lacks one block, which holds 7s, and is about to write it: its disk does not answer. Nobody is Primary.

@@ -1,7 +1,12 @@
 //! Disks that answer late: what their nodes asked for is kept, and happens when a script says so. And links that lose what is on
 //! its way.
 
-use crate::harness::{Pair, WRITE};
+use udrbd_engine::interface::Operation;
+
+use crate::harness::Pair;
+
+/// A client's write that nothing has to be flushed for.
+pub(crate) const WRITE: Operation = Operation::Write { fua: false, preflush: false };
 
 impl Pair {
     /// All connections break, and what is on its way to a node is lost.
@@ -52,6 +57,11 @@ impl Pair {
         self.unstick_first(1);
         self.settle();
         assert!(self.nodes[0].completions[&id].0.is_ok());
+    }
+
+    /// How many buffers a node's engine has not given back.
+    pub(crate) fn buffers_owned(&self, node: usize) -> usize {
+        self.nodes[node].owned.len()
     }
 
     /// How many actions are kept.

@@ -6,7 +6,8 @@ use udrbd_engine::interface::{Command, NetOptions, Operation};
 use udrbd_units::{ConnectionState, DiskState};
 use udrbd_wire::Packet;
 
-use crate::harness::{Pair, VOLUME, WRITE};
+use crate::harness::{Pair, VOLUME};
+use crate::stuck::WRITE;
 use crate::{both, fast, promote};
 
 fn two_primaries() -> Pair {

@@ -3,7 +3,8 @@
 use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Operation};
 use udrbd_units::{ConnectionState, DiskState};
 
-use crate::harness::{Pair, VOLUME, WRITE};
+use crate::harness::{Pair, VOLUME};
+use crate::stuck::WRITE;
 use crate::{both, demote, fast, promote, synced};
 
 fn keeping() -> DiskOptions {

@@ -5,7 +5,8 @@ use udrbd_engine::interface::{Command, DiskOptions, Fencing, NetOptions};
 use udrbd_metadata::Flags;
 use udrbd_units::{ConnectionState, DiskState, Role};
 
-use crate::harness::{Pair, VOLUME, WRITE};
+use crate::harness::{Pair, VOLUME};
+use crate::stuck::WRITE;
 use crate::{both, demote, fast, promote, synced};
 
 fn fenced() -> DiskOptions {

@@ -5,7 +5,8 @@ use udrbd_engine::state::StateChangeResult;
 use udrbd_units::{ConnectionState, DiskState, Sector};
 use udrbd_wire::{BlockId, Packet};
 
-use crate::harness::{Pair, VOLUME, WRITE};
+use crate::harness::{Pair, VOLUME};
+use crate::stuck::WRITE;
 use crate::{both, fast, promote};
 
 /// Sectors of the devices.

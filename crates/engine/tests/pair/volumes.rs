@@ -41,7 +41,6 @@ fn start(pair: &mut Pair, node: usize) {
         max_request_bytes: 1 << 20,
         volatile_cache: true,
         discard_granularity_bytes: 4096,
-        discard_zeroes: true,
     };
     let settings =
         AttachSettings { placement: Placement::Internal, properties, options: fenced(), kept: None };
