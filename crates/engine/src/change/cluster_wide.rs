@@ -31,9 +31,9 @@ impl Engine {
     pub(crate) fn poll_request(&mut self, request: &mut DeviceRequest) -> Option<Code> {
         let index = request.index;
         if !request.holds_lock {
-            // Below version 100 an answer does not say whether it is meant for a volume or for the connection.
-            let disconnecting = self.connection.change_pending && !self.connection.dialect.has_volumes();
-            if self.volumes[index].state_locked || disconnecting {
+            // One after the other, as 8.4.11's mutex has it: a peer that agrees to outdate this node's disk goes on alone, so the
+            // node must not be promoted meanwhile. And below version 100 an answer does not say which of them is meant.
+            if self.volumes[index].state_locked || self.connection.change_pending {
                 return None;
             }
             self.volumes[index].state_locked = true;

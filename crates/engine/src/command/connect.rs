@@ -255,8 +255,7 @@ impl Engine {
             return Some(Tried::Verdict(code));
         }
         let asked = |volume: &crate::volume::Volume| volume.state_locked;
-        let confusable = !self.connection.dialect.has_volumes() && self.volumes.iter().any(asked);
-        if self.connection.change_pending || confusable {
+        if self.connection.change_pending || self.volumes.iter().any(asked) {
             return None;
         }
         let allowed = self.connection_change_allowed(request);

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use udrbd_engine::interface::{Command, NetOptions, Operation};
-use udrbd_units::{ConnectionState, DiskState};
+use udrbd_engine::interface::{Command, DiskOptions, Fencing, NetOptions, Operation};
+use udrbd_units::{ConnectionState, DiskState, Role};
 use udrbd_wire::Packet;
 
 use crate::harness::{Pair, VOLUME};
@@ -155,4 +155,25 @@ fn copies_are_the_same_whoever_wins() {
     for what in ["superseded", "retry", "barriers"] {
         assert!(seen.get(what).is_some_and(|count| *count > 50), "{seen:?}");
     }
+}
+
+/// A node that is asked to disconnect and to be promoted does one after the other. Its peer agrees to the first where that outdates the
+/// node, and goes on alone, unfenced: promoted meanwhile both would.
+#[test]
+fn a_node_is_not_promoted_while_its_disconnect_is_agreed_on() {
+    let mut pair = two_primaries();
+    for node in 0..2 {
+        let options = DiskOptions { fencing: Fencing::ResourceAndStonith, ..fast() };
+        pair.command(node, Command::DiskOptions { volume: VOLUME, options: Box::new(options) }).unwrap();
+        pair.nodes[node].slow_handlers = true;
+    }
+    pair.command(0, Command::Secondary { volume: VOLUME, held_open: false }).unwrap();
+    let down = pair.begin_command(0, Command::Disconnect { force: false });
+    let up = pair.begin_command(0, Command::Primary { volume: VOLUME, force: false });
+    pair.until(|pair| pair.nodes[0].replies.contains_key(&down));
+    pair.settle();
+    let [own, other] = [0, 1].map(|node| pair.nodes[node].status());
+    assert_eq!((other.role, other.peer_disk), (Role::Primary, DiskState::Outdated), "{}", pair.describe());
+    assert_eq!((own.role, own.disk), (Role::Secondary, DiskState::Outdated), "{}", pair.describe());
+    assert!(!matches!(pair.nodes[0].replies.get(&up), Some(Ok(()))), "{}", pair.describe());
 }
