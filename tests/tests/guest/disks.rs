@@ -98,11 +98,11 @@ impl Mapped {
     }
 }
 
-/// Writes through the first side, in which `trouble` comes after two seconds: the writer must see no error.
+/// Writes through the first side for six seconds, in which `trouble` comes after two: the writer must see no error.
 fn write_through(duo: &mut Duo, seed: u32, trouble: &str) -> Result<()> {
     let target = duo.first.target();
     let script = format!(
-        "{IO} write {target} --journal /run/share/journal --seed {seed} --count 300 --threads 8 & \
+        "{IO} write {target} --journal /run/share/journal --seed {seed} --seconds 6 --threads 8 & \
          writer=$!; sleep 2; {trouble}; wait $writer"
     );
     duo.guest.run_limited(&script, LIMIT)?.expect_success()?;
