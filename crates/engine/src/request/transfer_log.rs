@@ -226,7 +226,9 @@ impl Engine {
         }
     }
 
-    /// The connection is back before anything was given up: what was frozen is sent again (io spec 13, RESEND).
+    /// The connection is back before anything was given up: what was frozen is sent again (io spec 13, RESEND), where the peer's
+    /// disk is not to be resynced first. There it is marked, as a write is that comes now: before the resync has begun the
+    /// disk counts as one that was good at some time, and must not hold it beside the lack of an older one.
     pub(crate) fn transfer_log_resend(&mut self) {
         let asynchronous =
             self.connection.options.as_ref().is_some_and(|options| options.protocol == Protocol::A);
@@ -235,16 +237,21 @@ impl Engine {
             let Some(request) = self.requests.get_mut(key) else { continue };
             request.held = false;
             request.postponed = false;
+            let index = request.volume;
+            let state = self.volumes[index].state;
             match request.net {
+                Net::Pending if state.connection == ConnectionState::WFBitMapS => {
+                    request.net = Net::Failed;
+                    self.volumes[index].counters.peer_pending -= 1;
+                    self.ends_unsent(key);
+                }
                 // With protocol A nobody knows whether what TCP took has arrived: its bits are set. So are those of a write the
                 // peer has refused, which is not sent again.
                 Net::Ok | Net::Failed => {
                     if asynchronous {
                         request.net = Net::Failed;
                     }
-                    request.net_done = true;
-                    self.leaves_flight(key);
-                    self.settle(key);
+                    self.ends_unsent(key);
                 }
                 Net::Pending => self.resend_write(key),
                 Net::None => self.settle(key),
@@ -258,6 +265,15 @@ impl Engine {
                 self.send_data_request(index, key, range);
             }
         }
+    }
+
+    /// The peer is done with a frozen write that it does not get again, and does not count in its epoch.
+    fn ends_unsent(&mut self, key: Key) {
+        let request = &mut self.requests[key];
+        request.barrier_expected = false;
+        request.net_done = true;
+        self.leaves_flight(key);
+        self.settle(key);
     }
 
     fn resend_write(&mut self, key: Key) {
