@@ -292,6 +292,11 @@ impl World {
         }
         let discard = resolution == Resolution::Discard;
         if discard && own.is_primary() {
+            let frozen = own.status.as_ref().is_some_and(|status| status.suspended_fencing);
+            if frozen && self.ending_since.is_some() {
+                // A fencing that has failed, and so holds the device open for ever: nobody else will see to it now.
+                self.command(node, 0, Purpose::Other, Command::ResumeIo { volume: number(0) });
+            }
             self.secondary(node);
         } else if connection != ConnectionState::StandAlone {
             if discard {

@@ -91,6 +91,11 @@ impl Engine {
     }
 
     fn after_volume_change(&mut self, index: usize, old: VolumeState, new: VolumeState) {
+        if old.connection != new.connection {
+            // A resync that waits for its handler is given up with the state it was to start from, also when that comes again.
+            let start = &mut self.volumes[index].resync.start;
+            *start = start.filter(|start| start.from == new.connection);
+        }
         self.thaw_after(old, new);
         self.resync_source_starts(index, old, new);
         // A peer that was attaching when it connected waits for this just as well.

@@ -146,3 +146,35 @@ fn a_primary_without_good_data_goes_on_when_its_handler_has_ended() {
     pair.until(|pair| connection(pair, 0) == ConnectionState::Connected);
     pair.write(0, 0, 2, 4096).unwrap();
 }
+
+/// The source's disk goes away and comes back while the handler runs: the new resync has a name of its own, which the target
+/// has to hear of first.
+#[test]
+fn a_handler_of_a_resync_that_was_given_up_starts_no_later_one() {
+    let mut pair = synced();
+    pair.command(1, Command::Disconnect { force: false }).unwrap();
+    pair.write(0, 8, 3, 4096).unwrap();
+    demote(&mut pair, 0);
+    pair.nodes[1].slow_handlers = true;
+    pair.command(1, Command::Connect(Box::default())).unwrap();
+    pair.until(|pair| !pair.nodes[1].handlers_at_work.is_empty());
+    assert_eq!(pair.nodes[1].handlers.last(), Some(&Handler::BeforeResyncTarget));
+    pair.nodes[0].slow_handlers = true;
+    pair.command(0, Command::Detach { volume: VOLUME, force: true }).unwrap();
+    pair.settle();
+    pair.begin_attach(0, fast());
+    pair.until(|pair| connection(pair, 1) == ConnectionState::WFSyncUUID);
+    pair.settle();
+    end_handler(&mut pair, 1);
+    assert_eq!(connection(&pair, 1), ConnectionState::WFSyncUUID, "{}", pair.describe());
+    for node in 0..2 {
+        pair.nodes[node].slow_handlers = false;
+        while !pair.nodes[node].handlers_at_work.is_empty() {
+            end_handler(&mut pair, node);
+        }
+    }
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.differences().is_empty());
+    let started = pair.nodes[1].log.iter().filter(|line| line.contains("Began resync as SyncTarget"));
+    assert_eq!(started.count(), 2, "the first one of the two made the pair\n{}", pair.describe());
+}
