@@ -12,6 +12,8 @@ pub(crate) struct Controller {
     in_flight: i64,
     /// Blocks that may still be asked for before the next step.
     granted: i64,
+    /// The last request of the step may have a block more.
+    grows: bool,
     want_kib: u32,
 }
 
@@ -43,6 +45,13 @@ impl Controller {
         self.granted
     }
 
+    /// Whether the request with which all that is granted has been asked for may have a block more. DRBD does not count the
+    /// first block of a request before it ends the step, and so comes up to speed twice as fast where neighbours are out of
+    /// sync. Not where a rate is set: that is kept.
+    pub(super) const fn last_request_grows(&self) -> bool {
+        self.grows
+    }
+
     /// What this step may still ask for is given up: the next place is busy.
     pub(super) const fn end_step(&mut self) {
         self.granted = 0;
@@ -67,10 +76,13 @@ impl Controller {
         let wanted = if options.c_plan_ahead == 0 {
             // The plan is forgotten with the dynamic control.
             self.plan.clear();
+            self.grows = false;
             self.want_kib = options.resync_rate_kib;
             i64::from(options.resync_rate_kib) / 40
         } else {
-            let blocks = self.plan_step(options, arrived) / 8;
+            let (sectors, most) = (self.plan_step(options, arrived), max_step_sectors(options));
+            self.grows = sectors < most;
+            let blocks = sectors / 8;
             self.want_kib = (blocks * 40) as u32;
             blocks
         };
@@ -103,8 +115,13 @@ impl Controller {
         let now = std::mem::take(&mut self.plan[self.head]);
         self.head = (self.head + 1) % steps;
         self.total -= now;
-        (arrived + now).clamp(0, i64::from(options.c_max_rate_kib) * 2 / 10)
+        (arrived + now).clamp(0, max_step_sectors(options))
     }
+}
+
+/// The sectors of a step at `c-max-rate`.
+fn max_step_sectors(options: &DiskOptions) -> i64 {
+    i64::from(options.c_max_rate_kib) * 2 / 10
 }
 
 #[cfg(test)]

@@ -98,8 +98,10 @@ impl Engine {
             let came = if verifying {
                 self.ask_to_verify(index, limit)
             } else {
-                let granted = self.volumes[index].resync.controller.granted() - asked as i64;
-                self.ask_for_blocks(index, limit, limit.max(granted.max(0) as u64))
+                let controller = &self.volumes[index].resync.controller;
+                let granted = (controller.granted() - asked as i64).max(0) as u64;
+                let limit = limit + u64::from(limit == granted && controller.last_request_grows());
+                self.ask_for_blocks(index, limit, limit.max(granted))
             };
             match came {
                 Asked::Blocks(blocks) => asked += blocks,
@@ -137,8 +139,14 @@ impl Engine {
         volume.resync.next_block = block.0;
         let limit_bytes = disk.properties.max_request_bytes.min(REQUEST_BYTES_MAX).min(peer_bytes_max);
         let thin_bytes = thin_bytes(disk).filter(|_| is_thin_agreed);
-        let blocks = run_length(&disk.bitmap, block.0, limit, limit_bytes, thin_bytes);
+        let gives_way = volume.background_gives_way(now);
+        let limit_bytes = match volume.yielding_request_bytes() {
+            Some(bytes) => limit_bytes.min(bytes.max(thin_bytes.unwrap_or(0))),
+            None => limit_bytes,
+        };
         let under_way = !volume.resync.asked.is_empty() || volume.sync_write_sectors > 0;
+        let Some(disk) = &mut volume.disk else { return Asked::Nothing };
+        let blocks = run_length(&disk.bitmap, block.0, limit, limit_bytes, thin_bytes);
         if blocks == limit && limit < granted && under_way {
             let whole = run_length(&disk.bitmap, block.0, granted, limit_bytes, thin_bytes);
             // Where few buffers make do, requests are cut as they always are.
@@ -146,8 +154,6 @@ impl Engine {
                 return Asked::Later;
             }
         }
-        let gives_way = volume.background_gives_way(now);
-        let Some(disk) = &mut volume.disk else { return Asked::Nothing };
         let Ok(lock) = disk.extents.try_begin(block.resync_extent(), &disk.log, gives_way) else {
             // An extent may have been opened to writes.
             self.attention = true;

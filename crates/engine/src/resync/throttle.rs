@@ -18,6 +18,8 @@ const BUSY_SECTORS: u64 = 64;
 const BUSY_TIME: Duration = Duration::from_millis(300);
 /// What a budget saves at the most: the time it stands for.
 const SAVED_TIME: Duration = Duration::from_millis(300);
+/// The least a request is cut to while applications are busy.
+const YIELDING_BYTES_MIN: u32 = 64 << 10;
 /// How long a request of the peer gives way.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
@@ -127,6 +129,16 @@ impl Volume {
         let somebody_waits = !disk.submit.is_empty() || !disk.in_transaction.is_empty();
         let busy = self.activity.take_busy(somebody_waits);
         self.resync.budget.is_spent(now, busy, least_kib)
+    }
+
+    /// The bytes of the largest request for blocks while applications are busy: what `c-min-rate` allows in a tenth of a second.
+    /// An application's write waits for all of a request where both are about the same extent. `None`: there is no such bound.
+    pub(super) fn yielding_request_bytes(&self) -> Option<u32> {
+        let least_kib = self.disk.as_ref().map_or(0, |disk| disk.options.c_min_rate_kib);
+        if least_kib == 0 || self.resync.budget.busy_until.is_none() {
+            return None;
+        }
+        Some((least_kib / 10).next_power_of_two().saturating_mul(1024).max(YIELDING_BYTES_MIN))
     }
 }
 

@@ -78,6 +78,64 @@ fn a_resync_that_nobody_is_in_the_way_of_gives_way_to_nobody() {
     assert!(both(&pair, ConnectionState::Connected, DiskState::UpToDate), "{}", pair.describe());
 }
 
+/// Requests of node 1: the first block, and how many there are.
+fn requests(pair: &Pair) -> Vec<(u64, u32)> {
+    let request = |(node, packet): &(usize, Packet)| match packet {
+        Packet::ResyncDataRequest(request) if *node == 1 => Some((request.sector.0 / 8, request.size / 4096)),
+        _ => None,
+    };
+    pair.packets.iter().filter_map(request).collect()
+}
+
+/// The first steps of a full resync as captured from two kernels (04-full-initial-sync): 7, 9, 11 and so on blocks where
+/// the controller says 6, 8, 10.
+#[test]
+fn the_last_request_of_a_step_is_a_block_longer() {
+    let mut pair = synced();
+    options(&mut pair, 1, DiskOptions::default());
+    pair.packets.clear();
+    pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
+    pair.pass_ms(680);
+    let captured = [
+        (0, 7),
+        (7, 1),
+        (8, 8),
+        (16, 11),
+        (27, 1),
+        (28, 4),
+        (32, 8),
+        (40, 8),
+        (48, 7),
+        (55, 1),
+        (56, 8),
+        (64, 8),
+        (72, 8),
+        (80, 11),
+    ];
+    assert_eq!(requests(&pair)[..captured.len()], captured);
+}
+
+#[test]
+fn a_resync_asks_for_little_at_a_time_while_applications_are_busy() {
+    let mut pair = synced();
+    for node in 0..2 {
+        options(&mut pair, node, paced(if node == 1 { 2000 } else { 0 }));
+    }
+    pair.packets.clear();
+    pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
+    let first = requests(&pair).len();
+    for count in 0..40 {
+        pair.write(0, 20_000 + count * 80, 7, 40_960).unwrap();
+        pair.pass_ms(50);
+    }
+    let busy = requests(&pair).split_off(first + 8);
+    // A tenth of a second of 2000 KiB/s, 200 KiB, rounded up to a power of two.
+    assert_eq!(busy.iter().map(|(_, blocks)| *blocks).max(), Some(64), "{busy:?}");
+    // When nobody is in the way any more.
+    pair.pass(1);
+    assert!(requests(&pair).split_off(first + 8 + busy.len()).iter().any(|(_, blocks)| *blocks > 64));
+}
+
 /// Bytes that node 1 has asked for.
 fn asked_for(pair: &Pair) -> u32 {
     let request = |(node, packet): &(usize, Packet)| match packet {
