@@ -236,8 +236,17 @@ impl Engine {
             let doubtful = self.doubtful_target(index).is_some();
             let unrotated =
                 unrotated && self.generations(index).is_some_and(|set| !set.bitmap.is_some() || doubtful);
-            if (alone && unrotated) || (promotion.forced && self.volumes[index].current_due.is_none()) {
+            // Nor are writes mirrored before the resync has begun, and until then both may be called the same: should both
+            // fail, a coin may say whose data are kept.
+            let unnamed = state.connection == ConnectionState::WFBitMapS && unrotated;
+            if (alone && unrotated)
+                || unnamed
+                || (promotion.forced && self.volumes[index].current_due.is_none())
+            {
                 self.new_current_generation(index);
+            }
+            if unnamed {
+                self.send_uuids(index, 0);
             }
             version = self.change_generations(index, |set| set.mark_role(true));
             // No write before the superblock says Primary: after a crash the activity log would not count.

@@ -91,6 +91,54 @@ fn the_peer_follows_into_the_generation_that_began_during_the_handshake() {
     assert_eq!((lost(0), lost(1)), (1, 0), "the connection holds\n{}", pair.describe());
 }
 
+/// Both were Primary and lost power; a coin has made one of them the source. What it writes before the resync begins is on no
+/// other disk, and another coin must not choose the other node.
+#[test]
+fn who_is_promoted_while_the_bitmaps_travel_writes_a_generation_of_its_own() {
+    let mut pair = Pair::down(2048);
+    for node in 0..2 {
+        pair.start(node, fast());
+    }
+    pair.connect(&options());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
+    promote(&mut pair, 0, true);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    promote(&mut pair, 1, false);
+    pair.settle();
+    for node in 0..2 {
+        pair.kill(node);
+    }
+    for node in 0..2 {
+        pair.start(node, fast());
+        pair.nodes[node].slow_handlers = true;
+    }
+    pair.connect(&options());
+    let source =
+        |pair: &Pair| (0..2).find(|node| pair.nodes[*node].status().connection == ConnectionState::WFBitMapS);
+    pair.until(|pair| source(pair).is_some());
+    pair.settle();
+    let source = source(&pair).unwrap();
+    let before = pair.nodes[source].superblock(2048);
+    assert!(!before.bitmap.is_some(), "{}", pair.describe());
+    promote(&mut pair, source, false);
+    pair.write(source, 0, 7, 4096).unwrap();
+    assert_eq!(pair.nodes[source].status().connection, ConnectionState::WFBitMapS, "{}", pair.describe());
+    let after = pair.nodes[source].superblock(2048);
+    assert!(after.bitmap.same_generation(before.current) && !after.current.same_generation(before.current));
+    for node in 0..2 {
+        pair.kill(node);
+        pair.nodes[node].slow_handlers = false;
+    }
+    for node in 0..2 {
+        pair.start(node, fast());
+    }
+    pair.connect(&options());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(pair.nodes[1 - source].load(0, 4096), [7; 4096]);
+    let [one, other] = [0, 1].map(|node| pair.nodes[node].superblock(2048));
+    assert!(one.current.same_generation(after.current) && other.current.same_generation(after.current));
+}
+
 /// Node 0, Primary, has fetched what it lacked and serves its disk; that it is good again is not on that disk yet.
 fn good_but_not_on_disk() -> Pair {
     let mut pair = synced();
