@@ -26,9 +26,6 @@ const SEVERAL_VOLUMES: u64 = 0x766f_6c73;
 
 /// Adds to the plan of a seed what is drawn apart from it.
 pub(crate) fn add(seed: u64, aim: Option<Aim>, settings: &mut Settings, steps: &mut Vec<Step>) {
-    if aim == Some(Aim::Failures) {
-        return;
-    }
     crate::several::plan(&mut Random::new(seed ^ SEVERAL_VOLUMES), settings);
     crate::fencing::plan(&mut Random::new(seed ^ FENCING), settings);
     let mut random = Random::new(seed ^ TWO_PRIMARIES);

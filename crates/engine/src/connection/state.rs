@@ -210,6 +210,8 @@ impl Engine {
             self.volumes[index].flags.new_current_due = true;
             self.begin_due_generations();
             self.set_suspension(crate::state::Suspension::NONE);
+            // With them what is held completes, also what never was on its way to the peer.
+            self.connection.lost_log_pending = true;
             return Verdict::Reconnect;
         }
         if self.connection.log_frozen

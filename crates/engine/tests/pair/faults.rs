@@ -589,6 +589,31 @@ fn who_comes_while_no_node_has_data_waits_with_the_others() {
     assert!(!serves(&pair));
 }
 
+/// A flush that ended under `suspend-io` is on no way to the peer, and goes on with the rest when a peer that was outdated
+/// meanwhile cannot be waited for.
+#[test]
+fn nothing_stays_frozen_when_an_outdated_peer_is_refused() {
+    let mut pair = synced();
+    let fenced = DiskOptions { fencing: Fencing::ResourceAndStonith, ..fast() };
+    for node in 0..2 {
+        let options = Box::new(fenced.clone());
+        pair.command(node, Command::DiskOptions { volume: VOLUME, options }).unwrap();
+    }
+    pair.nodes[0].stuck = true;
+    let flush = pair.submit(0, Operation::Flush, 0, &[], 0);
+    pair.settle();
+    pair.command(0, Command::SuspendIo { volume: VOLUME }).unwrap();
+    pair.unstick(0);
+    pair.settle();
+    assert!(!pair.nodes[0].completions.contains_key(&flush));
+    pair.command(0, Command::Disconnect { force: false }).unwrap();
+    assert_eq!(pair.nodes[1].status().disk, DiskState::Outdated, "{}", pair.describe());
+    pair.command(0, Command::Connect(Box::default())).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.nodes[0].says("can not thaw IO with an only Outdated peer"), "{}", pair.describe());
+    assert!(pair.nodes[0].completions[&flush].0.is_ok());
+}
+
 #[test]
 fn a_peer_that_is_refused_still_gets_what_it_was_told() {
     let mut pair = Pair::new();

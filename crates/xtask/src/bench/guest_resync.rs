@@ -15,7 +15,7 @@ use udrbd_tests::replica::{Kind, Replica};
 use super::guest::pair;
 
 /// MiB of each disk: all of it is resynced. Under load less, as `c-min-rate` has its default of 250 KiB/s there.
-const DISK_MIB: u32 = 64;
+const DISK_MIB: u32 = 128;
 const LOADED_MIB: u32 = 24;
 /// What the administrator accepts: ours beside the kernel's.
 const WORSE_MAX: f64 = 1.1;
@@ -32,15 +32,18 @@ struct Settings {
     disk: &'static str,
     /// Writes of 4 KiB each second.
     writes: u32,
+    /// Resyncs, one after the other: a percentile of a few seconds of writes says nothing.
+    rounds: u32,
 }
 
 const SETTINGS: &[Settings] = &[
-    Settings { name: "defaults", disk: "", writes: 100 },
-    Settings { name: "c-min-rate 0", disk: "--c-min-rate=0", writes: 100 },
+    Settings { name: "defaults", disk: "", writes: 100, rounds: 1 },
+    Settings { name: "c-min-rate 0", disk: "--c-min-rate=0", writes: 100, rounds: 4 },
     Settings {
         name: "c-fill-target 1M c-min-rate 0",
         disk: "--c-fill-target=1M --c-min-rate=0",
         writes: 100,
+        rounds: 12,
     },
 ];
 
@@ -162,7 +165,9 @@ fn resync_under(
     );
     let idle = sh(guest, &format!("{fio} --runtime=10"))?;
     let script = format!(
-        "{fio} --runtime=100000 >/run/load & load=$!\nsleep 2\n{}\nkill -INT $load; wait $load\ncat /run/load >&2",
+        "{fio} --runtime=100000 >/run/load & load=$!\nsleep 2\nfor i in $(seq {}); do\n{}\ndone\n\
+         kill -INT $load; wait $load\ncat /run/load >&2",
+        settings.rounds,
         timed_resync(first, "0.5")
     );
     let output = guest.run_limited(&script, LIMIT)?;
@@ -190,9 +195,14 @@ fn timed_resync(first: &Replica, every: &str) -> String {
     )
 }
 
+/// The mean of what was printed.
 fn seconds(text: &str) -> Result<f64> {
-    let word = text.lines().find_map(|line| line.strip_prefix("took ")).context("no time was printed")?;
-    Ok(word.trim().parse::<f64>()? / 1e9)
+    let words = text.lines().filter_map(|line| line.strip_prefix("took "));
+    let times = words.map(|word| word.trim().parse::<f64>()).collect::<Result<Vec<f64>, _>>()?;
+    if times.is_empty() {
+        bail!("no time was printed");
+    }
+    Ok(times.iter().sum::<f64>() / times.len() as f64 / 1e9)
 }
 
 /// The 99th percentile of the writes' completion, of fio's terse version 3, microseconds.
@@ -218,8 +228,7 @@ fn at_bounds(job: &str) -> Result<bool> {
         let raw = prepare(&mut guest, *slow)?;
         let mut rates = Vec::new();
         for (kind, number) in [(Kind::Udrbd, 0), (Kind::Kernel, 2)] {
-            let disks = disks(*slow);
-            let pair = pair(&mut guest, kind, number, [&disks[0], &disks[1]])?;
+            let pair = pair(&mut guest, kind, number, DISKS)?;
             // The first one is slower than any later.
             sh(&mut guest, &timed_resync(&pair.0, "0.05"))?;
             for (_, options) in RATES {
@@ -249,53 +258,56 @@ fn at_bounds(job: &str) -> Result<bool> {
 }
 
 /// Source and target.
-fn disks(slow: Slow) -> [String; 2] {
-    let disk = |part: Slow, number| {
-        if part == slow { "/dev/nullb0".to_owned() } else { format!("/dev/ram{number}") }
-    };
-    [disk(Slow::Source, 0), disk(Slow::Target, 1)]
-}
+const DISKS: [&str; 2] = ["/dev/ram0", "/dev/ram1"];
 
 /// Disks and link with one slow part; what that does alone, MiB/s.
+///
+/// A disk is slowed down by the block layer's throttle: null_blk's own limit turns requests away that do not fit into what is
+/// left of 20 ms, so that with it the speed depends on their size.
 fn prepare(guest: &mut Guest, slow: Slow) -> Result<f64> {
     sh(guest, &format!("modprobe brd rd_nr=2 rd_size={}", DISK_MIB * 1024))?;
+    for disk in DISKS {
+        sh(guest, &format!("dd if=/dev/zero of={disk} bs=1M oflag=direct status=none || true"))?;
+    }
+    let throttle = |disk: usize, operation: &str| {
+        format!(
+            "mkdir /run/throttle; mount -t cgroup -o blkio none /run/throttle\n\
+             echo \"$(cat /sys/block/ram{disk}/dev) {}\" >/run/throttle/blkio.throttle.{operation}_bps_device",
+            SLOW_MIB << 20
+        )
+    };
     let limit = match slow {
         Slow::Link => format!(
             "modprobe sch_tbf; tc qdisc add dev lo root tbf rate {}bit burst 256k limit 64m",
             u64::from(SLOW_MIB) << 23
         ),
-        _ => format!(
-            "modprobe null_blk nr_devices=0\nn=/sys/kernel/config/nullb/nullb0; mkdir $n\n\
-             echo 1 >$n/memory_backed; echo {DISK_MIB} >$n/size; echo {SLOW_MIB} >$n/mbps; echo 1 >$n/power"
-        ),
+        Slow::Source => throttle(0, "read"),
+        Slow::Target => throttle(1, "write"),
     };
     sh(guest, &format!("set -e\n{limit}"))?;
-    for disk in disks(slow) {
-        sh(guest, &format!("dd if=/dev/zero of={disk} bs=1M oflag=direct status=none || true"))?;
-    }
     let bytes = u64::from(DISK_MIB) << 20;
     // With as much under way as a resync has. By its own clock: to start it takes seconds here.
-    let alone = |rw: &str, field| {
+    let alone = |disk: &str, rw: &str, field| {
         format!(
-            "fio --name=alone --filename=/dev/nullb0 --rw={rw} --bs=128k --iodepth=16 --direct=1 --ioengine=libaio \
+            "fio --name=alone --filename={disk} --rw={rw} --bs=128k --iodepth=16 --direct=1 --ioengine=libaio \
              --size={DISK_MIB}m --output-format=terse --terse-version=3 >/run/alone\n\
              awk -F';' '{{printf \"took %d\\n\", ${field} * 1000000}}' /run/alone"
         )
     };
     let copy = match slow {
-        Slow::Source => alone("read", 9),
-        Slow::Target => alone("write", 50),
+        Slow::Source => alone(DISKS[0], "read", 9),
+        Slow::Target => alone(DISKS[1], "write", 50),
         Slow::Link => format!(
-            "python3 -c 'import socket,threading\n\
+            "python3 -c 'import socket,threading,time\n\
              server=socket.create_server((\"127.0.0.1\",9000))\n\
              def send():\n s=socket.create_connection((\"127.0.0.1\",9000)); s.sendall(bytes({bytes})); s.close()\n\
              threading.Thread(target=send).start()\n\
-             c=server.accept()[0]\n\
-             while c.recv(1<<18): pass'"
+             c=server.accept()[0]; begin=time.time_ns()\n\
+             while c.recv(1<<18): pass\n\
+             print(\"took\", time.time_ns() - begin)'"
         ),
     };
-    let text = sh(guest, &format!("begin=$(date +%s%N)\n{copy}\necho took $(($(date +%s%N) - begin))"))?;
-    let rate = f64::from(DISK_MIB) / seconds(&text)?;
+    let rate = f64::from(DISK_MIB) / seconds(&sh(guest, &copy)?)?;
     if rate > 2.0 * f64::from(SLOW_MIB) {
         bail!("what is to be slow does {rate:.0} MiB/s");
     }
@@ -317,6 +329,7 @@ mod tests {
     #[test]
     fn the_time_is_found() {
         assert_eq!(seconds("x\ntook 2500000000\n").unwrap(), 2.5);
+        assert_eq!(seconds("took 1000000000\ntook 2000000000\n").unwrap(), 1.5);
         assert!(seconds("").is_err());
     }
 }
