@@ -15,7 +15,7 @@ pub(crate) enum Aim {
     Epochs,
     /// Nodes and disks that come back under load, and what happens while they are brought up to date (io spec I8 to I11).
     Resync,
-    /// Disks that fail, in the middle of anything. No seed has this aim by itself.
+    /// Disks that fail, in the middle of anything.
     Failures,
 }
 
@@ -26,6 +26,7 @@ impl Aim {
             0 => Some(Self::Log),
             1 => Some(Self::Epochs),
             2 => Some(Self::Resync),
+            3 => Some(Self::Failures),
             _ => None,
         }
     }

@@ -55,7 +55,8 @@ impl World {
         let usual = self.random.between(MILLISECOND, 5 * SECOND);
         match self.plan.settings.handlers {
             Some(Handlers::Cluster) => self.after(usual, Due::Fence { node, life, handler }),
-            Some(Handlers::Chance) if self.random.one_in(8) => {
+            // In the end, when the nodes are to find together in time, none hangs any more.
+            Some(Handlers::Chance) if self.random.one_in(8) && self.ending_since.is_none() => {
                 self.after(PATIENCE, Due::Handler { node, life, handler, status: 0 });
             }
             Some(Handlers::Chance) => {

@@ -8,6 +8,7 @@ use super::Purpose;
 use crate::Engine;
 use crate::interface::{Action, IoError, MetadataBlock};
 use crate::peer::PeerOperation;
+use crate::request::Net;
 use crate::slab::Key;
 
 /// Pages in flight at the most.
@@ -133,12 +134,13 @@ impl Engine {
     }
 
     /// Writes that were sent during the last resync must not clear bits of the next one: the node where they end later would
-    /// clear what the other has set, and one of the two would wait for a block that nobody asks for.
+    /// clear what the other has set, and one of the two would wait for a block that nobody asks for. Those that are still to be
+    /// sent belong to the next one.
     fn keep_bits_of_writes_in_flight(&mut self, index: usize) {
         let own: Vec<Key> = self.requests.iter().map(|(key, _)| key).collect();
         for key in own {
             let request = &mut self.requests[key];
-            if request.volume == index {
+            if request.volume == index && request.net != Net::None {
                 request.set_in_sync = false;
                 request.overtaken = true;
             }

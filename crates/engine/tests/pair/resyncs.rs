@@ -222,6 +222,41 @@ fn a_write_of_the_last_resync_clears_no_bit_of_a_full_one() {
     }
 }
 
+/// It waits for another one to the same place while the full resync is prepared. When it is sent the peer clears its bit, and
+/// never asks for the block.
+#[test]
+fn a_write_that_waits_when_a_full_resync_is_asked_for_belongs_to_it() {
+    let mut pair = synced();
+    pair.nodes[0].stuck = true;
+    let one = pair.submit(0, WRITE, 40_000, &[1; 4096], 4096);
+    let other = pair.submit(0, WRITE, 40_000, &[2; 4096], 4096);
+    pair.settle();
+    let invalidated = pair.begin_command(1, Command::Invalidate { volume: VOLUME });
+    pair.settle();
+    pair.nodes[1].stuck = true;
+    while !pair.nodes[0].completions.contains_key(&one) {
+        assert!(pair.kept(0) > 0, "{}", pair.describe());
+        pair.unstick_first(0);
+        pair.settle();
+    }
+    // The write is over before the resync has come to its block.
+    while !pair.nodes[0].completions.contains_key(&other) {
+        for node in 0..2 {
+            if pair.kept(node) > 0 {
+                pair.unstick_first(node);
+            }
+        }
+        pair.settle();
+    }
+    for node in 0..2 {
+        pair.unstick(node);
+    }
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(pair.nodes[1].replies[&invalidated], Ok(()));
+    assert_eq!((left(&pair, 0), left(&pair, 1)), (0, 0), "{}", pair.describe());
+    assert!(pair.differences().is_empty());
+}
+
 #[test]
 fn a_resynced_block_with_a_wrong_digest_is_named_and_asked_for_again() {
     let mut pair = synced();

@@ -286,17 +286,17 @@ fn prepare(guest: &mut Guest, slow: Slow) -> Result<f64> {
     };
     sh(guest, &format!("set -e\n{limit}"))?;
     let bytes = u64::from(DISK_MIB) << 20;
-    // With as much under way as a resync has. By its own clock: to start it takes seconds here.
+    // With as much under way as a resync has, and without what the throttle lets pass at first for the time nothing was done.
     let alone = |disk: &str, rw: &str, field| {
         format!(
-            "fio --name=alone --filename={disk} --rw={rw} --bs=128k --iodepth=16 --direct=1 --ioengine=libaio \
-             --size={DISK_MIB}m --output-format=terse --terse-version=3 >/run/alone\n\
-             awk -F';' '{{printf \"took %d\\n\", ${field} * 1000000}}' /run/alone"
+            "fio --name=alone --filename={disk} --rw={rw} --bs=128k --iodepth=16 --direct=1 --ioengine=libaio --time_based \
+             --ramp_time=3 --runtime=6 --size={DISK_MIB}m --output-format=terse --terse-version=3 >/run/alone\n\
+             awk -F';' '{{printf \"took %d\\n\", {DISK_MIB} * 1024 * 1000000000 / ${field}}}' /run/alone"
         )
     };
     let copy = match slow {
-        Slow::Source => alone(DISKS[0], "read", 9),
-        Slow::Target => alone(DISKS[1], "write", 50),
+        Slow::Source => alone(DISKS[0], "read", 7),
+        Slow::Target => alone(DISKS[1], "write", 48),
         Slow::Link => format!(
             "python3 -c 'import socket,threading,time\n\
              server=socket.create_server((\"127.0.0.1\",9000))\n\
