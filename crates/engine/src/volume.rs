@@ -112,6 +112,8 @@ pub(crate) struct Volume {
     pub(crate) number: VolumeNumber,
     pub(crate) minor: Minor,
     pub(crate) removed: bool,
+    /// It is about to be removed: the peer is asked, and whatever that says it will be.
+    pub(crate) leaves: bool,
     pub(crate) state: VolumeState,
     pub(crate) size: Sector,
     pub(crate) disk: Option<Disk>,
@@ -205,6 +207,7 @@ impl Volume {
             number,
             minor,
             removed: false,
+            leaves: false,
             state,
             size: Sector(0),
             disk: None,

@@ -78,7 +78,9 @@ impl Engine {
         self.attention = true;
         let known = match volume_of(&command) {
             Some(number) => {
-                let Some(index) = self.volume_index(number) else {
+                // What began now on a volume that leaves would end with it, unanswered.
+                let index = self.volume_index(number).filter(|index| !self.volumes[*index].leaves);
+                let Some(index) = index else {
                     let failure = Failure::Configuration {
                         code: code::MINOR_INVALID,
                         info: vec!["unknown minor".to_owned()],
@@ -190,6 +192,7 @@ impl Engine {
         }
         // The peer has to know, or it would go on talking to a volume that is not there.
         let request = StateRequest::connection(ConnectionState::WFReportParams);
+        self.volumes[index].leaves = true;
         self.request_device(id, index, request, Then::Removed);
     }
 

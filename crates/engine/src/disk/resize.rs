@@ -13,6 +13,7 @@ use super::Purpose;
 use crate::Engine;
 use crate::activity_log::ActivityLog;
 use crate::interface::{Action, CommandId, Failure, Level, MetadataBlock, ResizeRequest, Token};
+use crate::state::StateChangeResult as Code;
 
 /// DRBD's numbers for what a resize refuses.
 mod code {
@@ -230,12 +231,40 @@ impl Engine {
                 self.end_resizing(index, *resizing);
                 true
             }
+            Progress::GivenUp => {
+                self.give_up_resizing(index, *resizing);
+                true
+            }
+        }
+    }
+
+    /// Whether there are writes that do not end before I/O is resumed.
+    fn has_frozen_writes(&self, index: usize) -> bool {
+        let frozen = |request: &crate::request::Request| {
+            request.volume == index
+                && request.extents_held > 0
+                && (request.held || self.connection.log_frozen)
+        };
+        self.suspension.any() && self.requests.iter().any(|(_, request)| frozen(request))
+    }
+
+    /// Writes are frozen: they may have to wait for the peer, whose handshake would have to wait for the new size.
+    fn give_up_resizing(&mut self, index: usize, resizing: Resizing) {
+        self.volumes[index].quiesce -= 1;
+        self.attention = true;
+        self.say(Level::Warning, Some(index), "Not resized: I/O is suspended".to_owned());
+        match resizing.cause {
+            Cause::Command { id, .. } => self.reply(id, Err(Failure::state(Code::InTransientState))),
+            Cause::Peer(sizes) => self.answer_sizes(index, &sizes, false, false),
         }
     }
 
     fn step_resizing(&mut self, index: usize, resizing: &mut Resizing) -> Progress {
         match resizing.step {
             Step::Drain => {
+                if self.has_frozen_writes(index) {
+                    return Progress::GivenUp;
+                }
                 if self.holds_extents(index)
                     || self.volumes[index].peer_writes > 0
                     || self.writes_metadata(index)
@@ -401,4 +430,5 @@ enum Progress {
     Waiting,
     Stepped,
     Over,
+    GivenUp,
 }

@@ -1,8 +1,8 @@
 //! Commands at awkward moments: each is answered, and none does harm.
 
 use udrbd_engine::interface::{
-    Action, AfterSplitBrain, Command, CommandId, DiskOptions, Event, Fencing, Handler, NetOptions, OnIoError,
-    Operation, SocketId,
+    Action, AfterSplitBrain, Command, CommandId, DiskOptions, Event, Failure, Fencing, Handler, NetOptions,
+    OnIoError, Operation, SocketId,
 };
 use udrbd_units::{ConnectionState, DiskState, Minor, Role, VolumeNumber};
 use udrbd_wire as wire;
@@ -197,6 +197,32 @@ fn a_volume_removed_in_the_handshake_can_be_added_again() {
     pair.command(1, Command::DelMinor { volume: VOLUME }).unwrap();
     pair.settle();
     comes_back(pair);
+}
+
+/// The peer is asked about the removal; what begins meanwhile would never get an answer.
+#[test]
+fn nothing_begins_on_a_volume_that_is_about_to_go() {
+    let mut pair = synced();
+    pair.command(1, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    pair.cut = true;
+    let removal = pair.begin_command(1, Command::DelMinor { volume: VOLUME });
+    pair.settle();
+    assert!(!pair.nodes[1].replies.contains_key(&removal), "{}", pair.describe());
+    let attach = pair.begin_attach(1, fast());
+    let promotion = pair.begin_command(1, Command::Primary { volume: VOLUME, force: false });
+    pair.cut = false;
+    pair.until(|pair| pair.nodes[1].replies.contains_key(&removal));
+    pair.settle();
+    assert_eq!(pair.nodes[1].replies[&removal], Ok(()));
+    for id in [attach, promotion] {
+        let unknown =
+            matches!(pair.nodes[1].replies.get(&id), Some(Err(Failure::Configuration { code: 127, .. })));
+        assert!(unknown, "{:?} {}", pair.nodes[1].replies.get(&id), pair.describe());
+    }
+    pair.command(1, Command::NewMinor { volume: VOLUME, minor: Minor(0) }).unwrap();
+    pair.settle();
+    pair.attach(1, fast()).unwrap();
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
 }
 
 #[test]

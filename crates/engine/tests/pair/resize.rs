@@ -5,6 +5,7 @@ use udrbd_metadata::{Flags, Layout, Placement, Striping, Superblock};
 use udrbd_units::{ConnectionState, DiskState, Sector};
 
 use crate::harness::{Pair, VOLUME};
+use crate::stuck::WRITE;
 use crate::{both, fast, synced};
 
 /// Sectors of the devices of [`synced`], and what they grow to.
@@ -199,4 +200,29 @@ fn a_device_that_shrinks_below_its_data_is_not_believed() {
     pair.settle();
     assert_eq!(pair.nodes[0].status().size.0, capacity(OLD));
     assert!(both(&pair, ConnectionState::Connected, DiskState::UpToDate));
+}
+
+/// It would wait for them, they for the peer, and the peer's handshake for the size.
+#[test]
+fn a_resize_does_not_wait_for_writes_that_are_frozen() {
+    let mut pair = synced();
+    pair.nodes[1].stuck = true;
+    let id = pair.submit(0, WRITE, 0, &[7; 4096], 4096);
+    pair.settle();
+    let request = ResizeRequest::default();
+    let resized = pair.begin_command(0, Command::Resize { volume: VOLUME, request });
+    pair.settle();
+    assert!(!pair.nodes[0].replies.contains_key(&resized), "{}", pair.describe());
+    pair.command(0, Command::SuspendIo { volume: VOLUME }).unwrap();
+    pair.break_wires();
+    pair.unstick(1);
+    pair.until(|pair| pair.nodes[0].replies.contains_key(&resized));
+    assert!(matches!(pair.nodes[0].replies[&resized], Err(Failure::State { .. })), "{}", pair.describe());
+    assert!(pair.nodes[0].says("Not resized: I/O is suspended"));
+    pair.until(|pair| pair.nodes[0].status().connection >= ConnectionState::Connected);
+    pair.command(0, Command::ResumeIo { volume: VOLUME }).unwrap();
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+    assert!(pair.nodes[0].completions[&id].0.is_ok());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    resize(&mut pair, 0, request).unwrap();
 }

@@ -291,7 +291,7 @@ fn prepare(guest: &mut Guest, slow: Slow) -> Result<f64> {
         format!(
             "fio --name=alone --filename={disk} --rw={rw} --bs=128k --iodepth=16 --direct=1 --ioengine=libaio --time_based \
              --ramp_time=3 --runtime=6 --size={DISK_MIB}m --output-format=terse --terse-version=3 >/run/alone\n\
-             awk -F';' '{{printf \"took %d\\n\", {DISK_MIB} * 1024 * 1000000000 / ${field}}}' /run/alone"
+             awk -F';' '{{printf \"took %.0f\\n\", {DISK_MIB} * 1024 * 1000000000 / ${field}}}' /run/alone"
         )
     };
     let copy = match slow {
