@@ -17,6 +17,9 @@ use crate::world::{CONVERGENCE, Due, Restore, World};
 
 /// What an attach may be refused with at times: it was given up, or the disk is there already.
 const ATTACH_REFUSALS: [u32; 2] = [118, 124];
+/// There is no such volume.
+const MINOR_INVALID: u32 = 127;
+/// Clients have seen other data.
 const DATA_NOT_CURRENT: u32 = 150;
 
 impl World {
@@ -135,6 +138,9 @@ impl World {
             (Purpose::Attach, Err(Failure::Configuration { code: DATA_NOT_CURRENT, .. })) => {
                 self.give_up_role(node);
             }
+            // Somebody has the minor removed, which takes the peer's consent.
+            (Purpose::Attach, Err(Failure::Configuration { code: MINOR_INVALID, .. }))
+                if self.nodes[node].administrator.is_doing_to(volume, Purpose::DelMinor) => {}
             (Purpose::Attach, Err(Failure::Configuration { code, info }))
                 if !ATTACH_REFUSALS.contains(code) && !self.nodes[node].volumes[volume].disk_failed =>
             {

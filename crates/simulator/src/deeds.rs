@@ -4,7 +4,6 @@
 use udrbd_engine::interface::{Command, DiskOptions, NetOptions, Protocol, ResizeRequest};
 use udrbd_units::{ConnectionState, DiskState, Minor};
 
-use crate::aims::Aim;
 use crate::machine::number;
 use crate::network::NodeId;
 use crate::node::Purpose;
@@ -25,7 +24,7 @@ const OPERATORS: u64 = 0x6f70_6572;
 const SEVERAL_VOLUMES: u64 = 0x766f_6c73;
 
 /// Adds to the plan of a seed what is drawn apart from it.
-pub(crate) fn add(seed: u64, aim: Option<Aim>, settings: &mut Settings, steps: &mut Vec<Step>) {
+pub(crate) fn add(seed: u64, settings: &mut Settings, steps: &mut Vec<Step>) {
     crate::several::plan(&mut Random::new(seed ^ SEVERAL_VOLUMES), settings);
     crate::fencing::plan(&mut Random::new(seed ^ FENCING), settings);
     let mut random = Random::new(seed ^ TWO_PRIMARIES);

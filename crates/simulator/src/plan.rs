@@ -326,7 +326,7 @@ impl Plan {
         if aim != Some(Aim::Failures) {
             run_asynchronously(&mut Random::new(seed ^ ASYNCHRONOUS), &mut settings, &mut steps);
         }
-        deeds::add(seed, aim, &mut settings, &mut steps);
+        deeds::add(seed, &mut settings, &mut steps);
         Self { aim, settings, steps, random, bug: None }
     }
 
