@@ -132,10 +132,11 @@ impl Volume {
     }
 
     /// The bytes of the largest request for blocks while applications are busy: what `c-min-rate` allows in a tenth of a second.
-    /// An application's write waits for all of a request where both are about the same extent. `None`: there is no such bound.
+    /// An application's write waits for all of a request where both are about the same extent. `None`: there is no such bound, as
+    /// for digests, whose number would be another one than DRBD's, and so what is found different.
     pub(super) fn yielding_request_bytes(&self) -> Option<u32> {
         let least_kib = self.disk.as_ref().map_or(0, |disk| disk.options.c_min_rate_kib);
-        if least_kib == 0 || self.resync.budget.busy_until.is_none() {
+        if least_kib == 0 || self.resync.by_checksum || self.resync.budget.busy_until.is_none() {
             return None;
         }
         Some((least_kib / 10).next_power_of_two().saturating_mul(1024).max(YIELDING_BYTES_MIN))

@@ -1,6 +1,6 @@
 //! How fast a resync is, and to whom it gives way.
 
-use udrbd_engine::interface::{Command, DiscardMode, DiskOptions, Operation};
+use udrbd_engine::interface::{Command, DiscardMode, DiskOptions, NetOptions, Operation};
 use udrbd_units::{ConnectionState, DiskState};
 use udrbd_wire::Packet;
 
@@ -81,7 +81,9 @@ fn a_resync_that_nobody_is_in_the_way_of_gives_way_to_nobody() {
 /// Requests of node 1: the first block, and how many there are.
 fn requests(pair: &Pair) -> Vec<(u64, u32)> {
     let request = |(node, packet): &(usize, Packet)| match packet {
-        Packet::ResyncDataRequest(request) if *node == 1 => Some((request.sector.0 / 8, request.size / 4096)),
+        Packet::ResyncDataRequest(request) | Packet::ChecksumResyncRequest(request) if *node == 1 => {
+            Some((request.sector.0 / 8, request.size / 4096))
+        }
         _ => None,
     };
     pair.packets.iter().filter_map(request).collect()
@@ -115,25 +117,47 @@ fn the_last_request_of_a_step_is_a_block_longer() {
     assert_eq!(requests(&pair)[..captured.len()], captured);
 }
 
-#[test]
-fn a_resync_asks_for_little_at_a_time_while_applications_are_busy() {
-    let mut pair = synced();
+/// The largest request of a resync, in blocks, while clients of the source write for two seconds, after the first ones; and how many
+/// requests there are until then.
+fn largest_while_busy(pair: &mut Pair) -> (Option<u32>, usize) {
     for node in 0..2 {
-        options(&mut pair, node, paced(if node == 1 { 2000 } else { 0 }));
+        options(pair, node, paced(if node == 1 { 2000 } else { 0 }));
     }
     pair.packets.clear();
     pair.command(1, Command::Invalidate { volume: VOLUME }).unwrap();
-    let first = requests(&pair).len();
+    let mut first = 0;
     for count in 0..40 {
         pair.write(0, 20_000 + count * 80, 7, 40_960).unwrap();
         pair.pass_ms(50);
+        if count == 1 {
+            first = requests(pair).len();
+        }
     }
-    let busy = requests(&pair).split_off(first + 8);
+    let asked = requests(pair);
+    (asked[first..].iter().map(|(_, blocks)| *blocks).max(), asked.len())
+}
+
+#[test]
+fn a_resync_asks_for_little_at_a_time_while_applications_are_busy() {
+    let mut pair = synced();
     // A tenth of a second of 2000 KiB/s, 200 KiB, rounded up to a power of two.
-    assert_eq!(busy.iter().map(|(_, blocks)| *blocks).max(), Some(64), "{busy:?}");
+    let (largest, asked) = largest_while_busy(&mut pair);
+    assert_eq!(largest, Some(64));
     // When nobody is in the way any more.
     pair.pass(1);
-    assert!(requests(&pair).split_off(first + 8 + busy.len()).iter().any(|(_, blocks)| *blocks > 64));
+    assert!(requests(&pair)[asked..].iter().any(|(_, blocks)| *blocks > 64));
+}
+
+/// How much is found different depends on how much a digest is of: that stays what it is with DRBD.
+#[test]
+fn digests_of_a_resync_are_of_the_same_blocks_while_applications_are_busy() {
+    let mut pair = synced();
+    for node in 0..2 {
+        let net = NetOptions { csums_alg: "crc32c".to_owned(), ..NetOptions::default() };
+        pair.command(node, Command::NetOptions(Box::new(net))).unwrap();
+    }
+    let (largest, _) = largest_while_busy(&mut pair);
+    assert_eq!(largest, Some(256));
 }
 
 /// Bytes that node 1 has asked for.
