@@ -237,12 +237,11 @@ impl Engine {
             let Some(request) = self.requests.get_mut(key) else { continue };
             request.held = false;
             request.postponed = false;
-            let index = request.volume;
-            let state = self.volumes[index].state;
+            let volume = &mut self.volumes[request.volume];
             match request.net {
-                Net::Pending if state.connection == ConnectionState::WFBitMapS => {
+                Net::Pending if volume.state.connection == ConnectionState::WFBitMapS => {
                     request.net = Net::Failed;
-                    self.volumes[index].counters.peer_pending -= 1;
+                    volume.counters.peer_pending -= 1;
                     self.ends_unsent(key);
                 }
                 // With protocol A nobody knows whether what TCP took has arrived: its bits are set. So are those of a write the

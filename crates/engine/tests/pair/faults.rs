@@ -236,14 +236,22 @@ fn what_froze_while_the_link_was_lost_goes_to_the_peer_that_is_back() {
     assert!(!pair.nodes[0].says("connection lost: ProtocolError"), "{}", pair.describe());
 }
 
-/// What the peer had acknowledged before the link went is not sent again, so it is not in its epoch.
-#[test]
-fn an_epoch_that_is_sent_again_counts_what_is_sent() {
+/// Both nodes have `fencing resource-and-stonith`.
+fn fenced() -> Pair {
     let mut pair = synced();
     let fenced = DiskOptions { fencing: Fencing::ResourceAndStonith, ..fast() };
     for node in 0..2 {
         let options = Box::new(fenced.clone());
         pair.command(node, Command::DiskOptions { volume: VOLUME, options }).unwrap();
+    }
+    pair
+}
+
+/// What the peer had acknowledged before the link went is not sent again, so it is not in its epoch.
+#[test]
+fn an_epoch_that_is_sent_again_counts_what_is_sent() {
+    let mut pair = fenced();
+    for node in 0..2 {
         pair.nodes[node].stuck = true;
         pair.nodes[node].slow_handlers = true;
     }
@@ -593,12 +601,7 @@ fn who_comes_while_no_node_has_data_waits_with_the_others() {
 /// meanwhile cannot be waited for.
 #[test]
 fn nothing_stays_frozen_when_an_outdated_peer_is_refused() {
-    let mut pair = synced();
-    let fenced = DiskOptions { fencing: Fencing::ResourceAndStonith, ..fast() };
-    for node in 0..2 {
-        let options = Box::new(fenced.clone());
-        pair.command(node, Command::DiskOptions { volume: VOLUME, options }).unwrap();
-    }
+    let mut pair = fenced();
     pair.nodes[0].stuck = true;
     let flush = pair.submit(0, Operation::Flush, 0, &[], 0);
     pair.settle();

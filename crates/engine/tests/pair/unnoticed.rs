@@ -17,11 +17,10 @@ fn options() -> NetOptions {
     NetOptions { allow_two_primaries: true, ..NetOptions::default() }
 }
 
-/// Both are Primary. Node 1 crashes; node 0 freezes, and the handler that fences does not end.
-fn frozen() -> Pair {
+fn both_primary(disk: &DiskOptions) -> Pair {
     let mut pair = Pair::down(2048);
     for node in 0..2 {
-        pair.start(node, fenced());
+        pair.start(node, disk.clone());
     }
     pair.connect(&options());
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
@@ -29,6 +28,12 @@ fn frozen() -> Pair {
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
     promote(&mut pair, 1, false);
     pair.settle();
+    pair
+}
+
+/// Both are Primary. Node 1 crashes; node 0 freezes, and the handler that fences does not end.
+fn frozen() -> Pair {
+    let mut pair = both_primary(&fenced());
     pair.nodes[0].slow_handlers = true;
     pair.kill(1);
     pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::WFConnection);
@@ -95,16 +100,7 @@ fn the_peer_follows_into_the_generation_that_began_during_the_handshake() {
 /// other disk, and another coin must not choose the other node.
 #[test]
 fn who_is_promoted_while_the_bitmaps_travel_writes_a_generation_of_its_own() {
-    let mut pair = Pair::down(2048);
-    for node in 0..2 {
-        pair.start(node, fast());
-    }
-    pair.connect(&options());
-    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::Inconsistent));
-    promote(&mut pair, 0, true);
-    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
-    promote(&mut pair, 1, false);
-    pair.settle();
+    let mut pair = both_primary(&fast());
     for node in 0..2 {
         pair.kill(node);
     }
