@@ -14,6 +14,8 @@ use crate::volume::uuid_flag;
 pub(crate) enum Then {
     /// Nothing.
     Reply,
+    /// Nothing; a disk that is worse than outdated is refused, also if it has come to that while the command waited.
+    ReplyUnlessWorse,
     /// The same, and a refusal is not told.
     ReplyAlways,
     /// The disk is no longer Failed.
@@ -59,6 +61,10 @@ impl Engine {
         if command.then == Then::ReplyToSource && !self.superblock_is_current(command.index) {
             return false;
         }
+        if command.then == Then::ReplyUnlessWorse && self.is_worse_than_outdated(command.index) {
+            self.reply(command.id, Err(Failure::state(Code::LowerThanOutdated)));
+            return true;
+        }
         if let Some(request) = &mut command.request {
             let Some(result) = self.poll_request(request) else { return false };
             command.request = None;
@@ -77,7 +83,7 @@ impl Engine {
         }
         let index = command.index;
         let over = match command.then {
-            Then::Reply | Then::ReplyAlways | Then::ReplyToSource => true,
+            Then::Reply | Then::ReplyUnlessWorse | Then::ReplyAlways | Then::ReplyToSource => true,
             Then::Removed => {
                 self.remove_volume(index);
                 true
@@ -90,6 +96,17 @@ impl Engine {
             self.reply(command.id, Ok(()));
         }
         over
+    }
+
+    /// `outdate`.
+    pub(super) fn outdate(&mut self, id: CommandId, index: usize) {
+        self.request_device(id, index, StateRequest::disk(DiskState::Outdated), Then::ReplyUnlessWorse);
+    }
+
+    /// Such a disk stays so. (8.4.11 takes a Connected one for UpToDate when it is to be outdated.)
+    fn is_worse_than_outdated(&self, index: usize) -> bool {
+        let state = self.volumes[index].state;
+        state.connection >= ConnectionState::Connected && state.disk < DiskState::Outdated
     }
 
     /// `detach` (states spec 13.2).

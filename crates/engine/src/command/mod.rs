@@ -17,7 +17,7 @@ pub(crate) use promote::{Demotion, Promotion};
 use crate::Engine;
 use crate::change::Verbosity;
 use crate::interface::{Command, CommandId, Failure, Level, Time};
-use crate::state::{StateChangeResult as Code, StateRequest, Suspension, VolumeState};
+use crate::state::{StateRequest, Suspension, VolumeState};
 use crate::volume::Volume;
 
 /// DRBD's numbers for commands that are refused (states spec 19.2).
@@ -137,16 +137,6 @@ impl Engine {
             }
             Command::Down => self.go_down(id),
         }
-    }
-
-    /// A disk that is worse than outdated stays so. (8.4.11 takes a Connected one for UpToDate then.)
-    fn outdate(&mut self, id: CommandId, index: usize) {
-        let state = self.volumes[index].state;
-        if state.connection >= ConnectionState::Connected && state.disk < DiskState::Outdated {
-            self.reply(id, Err(Failure::state(Code::LowerThanOutdated)));
-            return;
-        }
-        self.request_device(id, index, StateRequest::disk(DiskState::Outdated), Then::Reply);
     }
 
     fn new_minor(&mut self, id: CommandId, number: udrbd_units::VolumeNumber, minor: udrbd_units::Minor) {

@@ -87,3 +87,17 @@ fn a_primary_without_a_disk_does_not_grow_beyond_what_its_peer_serves() {
     pair.attach(0, fast()).unwrap();
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
 }
+
+/// A command that waits for the end of a handshake is judged by what the handshake ends in: `outdate` would make a disk UpToDate that
+/// never was.
+#[test]
+fn outdate_in_a_handshake_makes_no_disk_better() {
+    let mut pair = Pair::new();
+    pair.connect(&NetOptions::default());
+    pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::WFReportParams);
+    let outdate = pair.begin_command(0, Command::Outdate { volume: VOLUME });
+    pair.until(|pair| pair.nodes[0].replies.contains_key(&outdate));
+    assert!(matches!(pair.nodes[0].replies[&outdate], Err(Failure::State { .. })));
+    pair.settle();
+    assert!(both(&pair, ConnectionState::Connected, DiskState::Inconsistent), "{}", pair.describe());
+}
