@@ -71,6 +71,8 @@ impl Engine {
             Reason::FenceForPromotion { command, count } => {
                 let fenced = self.fence_result(status, count);
                 self.fence_answers.push((command, fenced));
+                // I/O of another volume may be frozen, whose own fencing failed.
+                self.fencing_succeeded();
             }
         }
     }

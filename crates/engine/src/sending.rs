@@ -311,8 +311,9 @@ impl Engine {
             discard_enabled: disk.properties.discard_granularity_bytes > 0,
             ..wire::QueueLimits::default()
         });
+        let disk_size = disk.map_or(Sector(0), |disk| disk.layout.max_capacity(disk.properties.backing_size));
         let sizes = wire::Sizes {
-            disk_size: disk.map_or(Sector(0), |disk| disk.layout.max_capacity(disk.properties.backing_size)),
+            disk_size,
             user_size: disk.map_or(Sector(0), |disk| Sector(disk.options.size_sectors)),
             current_size: if ask { Sector(0) } else { volume.size },
             max_bio_size: disk.map_or(1 << 20, |disk| disk.properties.max_request_bytes).min(protocol_max),
@@ -320,6 +321,7 @@ impl Engine {
             flags: wire::SizesFlags(flags),
             queue_limits: self.connection.dialect.has(Features::WRITE_SAME).then_some(limits),
         };
+        self.volumes[index].told_size = disk_size;
         self.send_on_data(index, Packet::Sizes(sizes));
     }
 

@@ -88,6 +88,8 @@ pub(crate) struct Disk {
     pub(crate) operations: u32,
     /// Nobody waits for those operations any more (`disk-timeout`, `detach --force`).
     pub(crate) abandoned: bool,
+    /// The metadata have moved, and there is no activity log yet at the new place.
+    pub(crate) log_is_absent: bool,
     /// The pass `detach` waits for has been started.
     pub(crate) detach_pages: Option<u64>,
     /// What is overwritten is kept first.
@@ -136,6 +138,8 @@ pub(crate) struct Volume {
     pub(crate) told_bits: u64,
     /// The peer's d_size; 0 while not known.
     pub(crate) peer_size: Sector,
+    /// What the own disk could hold, as the peer was told last; 0 without a disk.
+    pub(crate) told_size: Sector,
     pub(crate) peer_max_request_bytes: u32,
     pub(crate) flags: VolumeFlags,
 
@@ -223,6 +227,7 @@ impl Volume {
             correction: None,
             told_bits: 0,
             peer_size: Sector(0),
+            told_size: Sector(0),
             peer_max_request_bytes: 4096,
             flags: VolumeFlags::default(),
             waiting: VecDeque::new(),

@@ -39,6 +39,8 @@ pub(crate) struct WriteRecord {
     pub(crate) issued: u64,
     /// When it was over; `u64::MAX`: it is not.
     pub(crate) done: u64,
+    /// No client wrote it: it was on the new part of a device.
+    pub(crate) found: bool,
 }
 
 /// Which writes each sector may hold.
@@ -85,6 +87,7 @@ impl Checker {
             issuer: 0,
             issued: 0,
             done: 0,
+            found: true,
         };
         Self {
             writes: vec![nothing],
@@ -117,6 +120,7 @@ impl Checker {
             issuer,
             issued,
             done: u64::MAX,
+            found: false,
         });
         let known = &mut self.volumes[volume];
         let mut fresh = ZERO.to_vec();
@@ -145,17 +149,27 @@ impl Checker {
     pub(crate) fn find_on_disk(&mut self, node: NodeId, volume: VolumeIndex, range: SectorRange) -> Tag {
         let (number, _) = self.issue_write(node, volume, range, false);
         self.give_up_write(number);
+        self.writes[number as usize].found = true;
         number
+    }
+
+    /// Whether no client has written what was found somewhere.
+    pub(crate) fn is_leftover(&self, value: Tag) -> bool {
+        self.writes[value as usize].found
     }
 
     /// A write goes to this disk as well, as the mirror of the node it was issued on.
     pub(crate) fn mirror(&mut self, disk: NodeId, number: Tag) {
-        for volume in 0..self.volumes.len() {
-            if std::mem::take(&mut self.volumes[volume].mirroring_over[disk]) {
-                self.forget_mirrored(disk, volume);
-            }
-        }
+        (0..self.volumes.len()).for_each(|volume| self.mirroring_begins(disk, volume));
         self.mirrored[disk].push(number);
+    }
+
+    /// Writes of a volume go to this disk as well from now on, perhaps also some that were issued before and have waited. If that
+    /// had ended, it begins anew.
+    pub(crate) fn mirroring_begins(&mut self, disk: NodeId, volume: VolumeIndex) {
+        if std::mem::take(&mut self.volumes[volume].mirroring_over[disk]) {
+            self.forget_mirrored(disk, volume);
+        }
     }
 
     /// Nothing is expected any more of the order in which writes of a volume got to a node.
@@ -209,9 +223,10 @@ impl Checker {
             let write = &self.writes[number as usize];
             if write.done < issued && !self.has(found[write.volume], number, false) {
                 let volumes = [write.volume, self.writes[newest as usize].volume];
+                let instead = self.missing(found[write.volume], number, false);
                 let text = format!(
                     "node {disk} lacks write {number}, but holds write {newest}, which was issued after that had \
-                     completed, of volumes {volumes:?}"
+                     completed, of volumes {volumes:?}; sector and what is there: {instead:?}"
                 );
                 return Err(Violation { rule: "a mirror keeps the order of writes", text });
             }
@@ -236,8 +251,11 @@ impl Checker {
         (range.start.0..range.end().0).map(|sector| self.possible(disk, volume, sector).to_vec()).collect()
     }
 
+    /// Whether a value is one of those. Where nobody has written yet, it does not matter whose leftovers are there.
     fn holds(&self, possible: &[Tag], value: Tag) -> bool {
-        possible.iter().any(|number| self.writes[*number as usize].value == value)
+        let mut writes = possible.iter().map(|number| self.writes[*number as usize]);
+        let is_leftover = self.is_leftover(value);
+        writes.any(|write| write.value == value || (is_leftover && write.found))
     }
 
     /// Whether a value found in a sector is this write's, or of one that was not over when it was issued.

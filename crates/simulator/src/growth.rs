@@ -1,19 +1,19 @@
 //! Devices that grow while they serve, and while they do not (states spec 18). What is on the new part of a device is arbitrary,
-//! and another thing on each node: it has to be resynced before the nodes may call it equal. No seed has this by
-//! itself: it breaks rules that are still open (`docs/testing.md`).
+//! and another thing on each node: where both grow together it has to be resynced before the nodes may call it equal, and
+//! elsewhere it is at least marked until it is (`docs/testing.md`).
 
 use std::rc::Rc;
 
 use udrbd_engine::interface::{Command, Event, ResizeRequest};
 use udrbd_metadata::attach::{Unclean, read_superblock};
-use udrbd_metadata::{Layout, Placement, Superblock};
+use udrbd_metadata::{Layout, Placement, Striping, Superblock};
 use udrbd_units::{ConnectionState, Sector, SectorRange};
 
 use crate::deeds::sprinkle;
 use crate::disk::{Change, Data, Disk, Write};
 use crate::machine::number;
 use crate::network::NodeId;
-use crate::node::{Purpose, VolumeIndex};
+use crate::node::{Node, Purpose, VolumeIndex};
 use crate::plan::{Operation, Step};
 use crate::random::Random;
 use crate::world::World;
@@ -89,6 +89,15 @@ impl World {
             let request = ResizeRequest { assume_peer_has_space, ..ResizeRequest::default() };
             self.command(node, volume, Purpose::Other, Command::Resize { volume: number(volume), request });
         }
+    }
+
+    /// Where the part of a volume begins that it did not have at first on both nodes.
+    pub(crate) fn new_part(&self, volume: VolumeIndex) -> Sector {
+        let first = |node: &Node| node.volumes[volume].sizes.first().copied();
+        let layout = |size: u64| Layout::new(Placement::Internal, Sector(size), Striping::DEFAULT).ok();
+        let starts =
+            self.nodes.iter().filter_map(first).filter_map(layout).map(|layout| layout.first_sector());
+        starts.min().unwrap_or(Sector(u64::MAX))
     }
 
     /// The metadata tool's work before an attach: it moves the metadata of a device that has grown to its new end.

@@ -344,6 +344,12 @@ impl World {
                 self.arrive_nowhere(connection, direction, due);
                 return;
             }
+            if receiver.deaf {
+                self.network.connections[connection].directions[direction].frames.clear();
+            }
+            let link = &self.network.connections[connection];
+            let state = &link.directions[direction];
+            let due = due && !receiver.deaf;
             // Not accepted yet: what has arrived waits.
             let Some(socket) = receiver.socket else {
                 self.network.connections[connection].directions[direction].blocked = true;

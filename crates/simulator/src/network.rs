@@ -67,6 +67,8 @@ pub(crate) struct End {
     pub(crate) socket: Option<SocketId>,
     /// The node knows it.
     pub(crate) open: bool,
+    /// Nothing gets to it any more, though the node knows nothing of that.
+    pub(crate) deaf: bool,
 }
 
 /// A TCP connection.
@@ -102,8 +104,8 @@ impl Network {
 
     /// The caller's attempt arrives.
     pub(crate) fn connect(&mut self, caller: NodeId, socket: SocketId) -> usize {
-        let own = End { node: caller, socket: Some(socket), open: true };
-        let other = End { node: 1 - caller, socket: None, open: true };
+        let own = End { node: caller, socket: Some(socket), open: true, deaf: false };
+        let other = End { node: 1 - caller, socket: None, open: true, deaf: false };
         self.connections.push(Connection { ends: [own, other], directions: Default::default() });
         self.connections.len() - 1
     }

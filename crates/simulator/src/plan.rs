@@ -295,7 +295,9 @@ pub struct Plan {
 impl Plan {
     /// What a seed means.
     pub fn new(seed: u64) -> Self {
-        Self::with_aim(seed, Aim::of(seed))
+        let plan = Self::with_aim(seed, Aim::of(seed));
+        let mut random = Random::new(seed ^ GROWTH);
+        if random.one_in(8) { plan.growing(&mut random) } else { plan }
     }
 
     /// What a seed means where disks fail.
@@ -305,9 +307,14 @@ impl Plan {
 
     /// What a seed means where devices grow.
     pub fn with_growing_devices(seed: u64) -> Self {
-        let mut plan = Self::new(seed);
-        crate::growth::plan(&mut Random::new(seed ^ GROWTH), &mut plan.steps);
-        plan
+        let mut random = Random::new(seed ^ GROWTH);
+        random.one_in(8);
+        Self::with_aim(seed, Aim::of(seed)).growing(&mut random)
+    }
+
+    fn growing(mut self, random: &mut Random) -> Self {
+        crate::growth::plan(random, &mut self.steps);
+        self
     }
 
     fn with_aim(seed: u64, aim: Option<Aim>) -> Self {

@@ -477,10 +477,14 @@ impl World {
             && peer_disk >= DiskState::Inconsistent;
         let mirroring = peer_disk == DiskState::UpToDate || (syncing && peer_disk != DiskState::Unknown);
         let own = &mut self.nodes[node].volumes[volume];
-        if std::mem::replace(&mut own.mirroring, mirroring) && !mirroring {
-            own.interruptions += 1;
-            self.look_at_order(1 - node);
-            self.checker.mirroring_ends(1 - node, volume);
+        match (std::mem::replace(&mut own.mirroring, mirroring), mirroring) {
+            (true, false) => {
+                own.interruptions += 1;
+                self.look_at_order(1 - node);
+                self.checker.mirroring_ends(1 - node, volume);
+            }
+            (false, true) => self.checker.mirroring_begins(1 - node, volume),
+            _ => {}
         }
         // What is frozen for a fencing begins no generation before that has succeeded.
         if !mirroring && !frozen {
@@ -592,6 +596,8 @@ impl World {
         let size = self.in_use(volume);
         let mut found = Checker::differences(disks, &busy);
         found.retain(|sector| *sector < size.0);
+        self.without_marked_leftovers(volume, &mut found);
+        let disks = [0, 1].map(|node: NodeId| &self.nodes[node].volumes[volume].disk);
         self.coverage.check("both disks are equal");
         if let Some(sector) = found.first() {
             let values = disks.map(|disk| disk.data.sector(*sector).copied().unwrap_or(0));

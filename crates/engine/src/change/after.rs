@@ -283,6 +283,12 @@ impl Engine {
     /// A23, A24, A27 and what follows from the end of background work.
     fn resync_ends(&mut self, index: usize, old: VolumeState, new: VolumeState) {
         use ConnectionState::{Ahead, Connected};
+        let lost = |old: DiskState, new: DiskState| new < old && new <= DiskState::Failed;
+        if lost(old.disk, new.disk) || lost(old.peer_disk, new.peer_disk) {
+            // What has grown comes with the resync that the next attach begins, or is marked.
+            let flags = &mut self.volumes[index].flags;
+            (flags.resync_after_negotiating, flags.resize_pending) = (false, false);
+        }
         let negotiated = new.disk > DiskState::Negotiating && new.peer_disk > DiskState::Negotiating;
         if negotiated
             && std::mem::take(&mut self.volumes[index].flags.resync_after_negotiating)
@@ -332,7 +338,9 @@ impl Engine {
     /// The peer is fenced: what was frozen goes on, as a new generation (states spec 5.2.4).
     pub(crate) fn fencing_succeeded(&mut self) {
         let range = state_range(self.connection.state, self.suspension, self.volume_states());
-        if !self.suspension.fencing || range.highest.peer_disk > DiskState::Outdated {
+        // What the peer has just been told must not change under its decision (states spec 3.6, X7).
+        let handshake = self.connection.state_sent;
+        if !self.suspension.fencing || handshake || range.highest.peer_disk > DiskState::Outdated {
             return;
         }
         self.begin_due_generations();

@@ -179,6 +179,8 @@ impl Engine {
             volume.flags.discard_my_data = discard;
             volume.flags.use_degraded_wfc_timeout = false;
             volume.flags.resize_pending = false;
+            volume.flags.resync_after_negotiating = false;
+            self.give_up_waiting_resize(index);
             self.send_volume_parameters(index);
         }
         let result = self.change_connection(

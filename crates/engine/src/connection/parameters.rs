@@ -142,14 +142,20 @@ impl Engine {
         }
         let state = self.volumes[index].state;
         let handshake = state.connection == ConnectionState::WFReportParams;
+        // Where a disk is being attached on either node they decide as in the handshake.
+        let attaching = state.disk == DiskState::Negotiating || state.peer_disk < DiskState::Inconsistent;
+        let by_what_was_told = handshake || attaching || state.connection > ConnectionState::Connected;
         let current = self.volumes[index].size;
         let Some(disk) = &self.volumes[index].disk else { return Verdict::Good };
         let own_user = Sector(disk.options.size_sectors);
-        // In the handshake both decide at once, each by what both have told: with the metadata where they are. Of a device that
-        // has grown since, and whose metadata have not moved yet, the peer knows nothing (8.4.11 moves them then; the nodes
-        // have two sizes, and wait for the bitmaps of each other for ever).
-        let told = disk.layout.max_capacity(disk.properties.backing_size);
-        let own_max = if handshake { told } else { self.capacity_offered(index).unwrap_or(Sector(0)) };
+        // They decide at once, each by what both have told. Of a device that has grown since, or whose metadata
+        // have not moved yet, the peer knows nothing (8.4.11 moves them then; the nodes have two sizes, and wait for the
+        // bitmaps of each other for ever).
+        let told = match self.volumes[index].told_size {
+            Sector(0) => disk.layout.max_capacity(disk.properties.backing_size),
+            told => told,
+        };
+        let own_max = if by_what_was_told { told } else { self.capacity_offered(index).unwrap_or(Sector(0)) };
         let Some(disk) = &self.volumes[index].disk else { return Verdict::Good };
         let last_agreed = disk.superblock.la_size_sect;
         self.warn_of_difference(index, "lower level device sizes", own_max, sizes.disk_size);
@@ -182,7 +188,7 @@ impl Engine {
                 disk.options.size_sectors = user.0;
             }
         }
-        if !handshake && self.move_for_peer(index, found.size, sizes) {
+        if !by_what_was_told && self.move_for_peer(index, found.size, sizes) {
             return Verdict::Good;
         }
         let grew = found.size > current && current.0 > 0;

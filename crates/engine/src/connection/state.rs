@@ -47,6 +47,12 @@ impl Engine {
             self.connection.peer_told_all = true;
             self.look_whether_handshake_is_over();
         }
+        if self.volumes[index].state.connection == C::WFSyncUUID && received.connection == C::WFSyncUUID {
+            // A role changed while both devices grew. (Two kernels wait for each other for ever.)
+            let text = "Both nodes wait to become SyncTarget, connecting again".to_owned();
+            self.say(Level::Info, Some(index), text);
+            return Verdict::Reconnect;
+        }
         let mut peer_disk = self.real_peer_disk(index, received);
         let old = VolumeState { suspension: self.suspension, ..self.volumes[index].state };
         if old.connection <= C::TearDown {
@@ -158,9 +164,15 @@ impl Engine {
         if matches!(old.connection, C::SyncSource | C::PausedSyncS)
             && received.connection == C::Connected
             && received.disk == DiskState::Inconsistent
-            && self.volumes[index].resync.failed > 0
         {
-            self.finish_resync(index);
+            if self.volumes[index].resync.failed > 0 {
+                self.finish_resync(index);
+            } else {
+                // It has taken a refusal of the last run for one of this.
+                let text = "The peer ended its resync without all blocks, connecting again".to_owned();
+                self.say(Level::Info, Some(index), text);
+                self.lose_connection(ConnectionState::ProtocolError);
+            }
             return true;
         }
         if old.connection == C::VerifyT

@@ -311,6 +311,10 @@ impl Engine {
         let read = read_superblock(block, settings.placement, properties.metadata_size, Unclean::Accept);
         let checked = read.and_then(|(superblock, layout)| {
             let volume = &self.volumes[index];
+            // A peer that has been away may have grown meanwhile, and says so when it is back. (8.4.11 refuses the disk until
+            // the resource has been down.)
+            let is_outdated = self.connection.state < ConnectionState::WFReportParams
+                && volume.peer_size < superblock.la_size_sect;
             let sizes = Sizes {
                 backing: properties.backing_size,
                 metadata: properties.metadata_size,
@@ -320,7 +324,7 @@ impl Engine {
                 } else {
                     Sector(0)
                 },
-                peer: volume.peer_size,
+                peer: if is_outdated { Sector(0) } else { volume.peer_size },
             };
             check_sizes(&superblock, &layout, &sizes).map(|geometry| (superblock, layout, geometry))
         });
@@ -522,6 +526,7 @@ impl Engine {
             transaction_block: 0,
             operations: 0,
             abandoned: false,
+            log_is_absent: false,
             detach_pages: None,
             undo,
         });
@@ -624,7 +629,10 @@ impl Engine {
         let volume = &mut self.volumes[index];
         volume.flags.crashed_primary = found.crashed_primary;
         volume.flags.use_degraded_wfc_timeout = found.use_degraded_timeout;
-        if geometry.size > volume.size && volume.size.0 > 0 {
+        // A peer without a disk has nothing to resync, and does not take part when it has one again.
+        let peer_has_disk = (DiskState::Inconsistent..=DiskState::UpToDate).contains(&state.peer_disk)
+            && state.peer_disk != DiskState::Unknown;
+        if geometry.size > volume.size && volume.size.0 > 0 && peer_has_disk {
             volume.flags.resync_after_negotiating = true;
         }
         let Some(disk) = &mut volume.disk else { return Ok(Progress::Waiting) };

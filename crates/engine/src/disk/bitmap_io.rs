@@ -325,7 +325,7 @@ impl Engine {
 
     fn step_full_sync(&mut self, index: usize) -> bool {
         // Metadata that move have the same flag up until they are complete.
-        if self.is_resizing(index) {
+        if self.moves_metadata(index) {
             return false;
         }
         let Some(disk) = &self.volumes[index].disk else { return false };

@@ -67,6 +67,12 @@ pub(crate) struct Resizing {
     grew: bool,
 }
 
+impl Resizing {
+    const fn is_waiting(&self) -> bool {
+        matches!(self.step, Step::Drain)
+    }
+}
+
 impl Engine {
     /// The runtime has found that the devices of a volume have other sizes than when it looked last. One that has become
     /// smaller is not believed: what is on it would be lost.
@@ -99,6 +105,10 @@ impl Engine {
 
     /// `resize` (states spec 18.6).
     pub(crate) fn resize(&mut self, id: CommandId, index: usize, request: &ResizeRequest) {
+        // Nothing may change of what the peer is told before it has answered.
+        if self.volumes[index].state.connection == ConnectionState::WFReportParams {
+            return self.reply(id, Err(Failure::state(Code::InTransientState)));
+        }
         let result = self.begin_resize(id, index, request);
         if let Err(code) = result {
             self.reply(id, Err(Failure::configuration(code)));
@@ -232,7 +242,8 @@ impl Engine {
                 true
             }
             Progress::GivenUp => {
-                self.give_up_resizing(index, *resizing);
+                // Writes may have to wait for the peer, whose handshake would have to wait for the new size.
+                self.give_up_resizing(index, *resizing, "I/O is suspended");
                 true
             }
         }
@@ -248,11 +259,17 @@ impl Engine {
         self.suspension.any() && self.requests.iter().any(|(_, request)| frozen(request))
     }
 
-    /// Writes are frozen: they may have to wait for the peer, whose handshake would have to wait for the new size.
-    fn give_up_resizing(&mut self, index: usize, resizing: Resizing) {
+    /// A handshake begins: what the peer is told has to hold until it is over. A resize that only waits for its turn is not done.
+    pub(crate) fn give_up_waiting_resize(&mut self, index: usize) {
+        if let Some(resizing) = self.volumes[index].resizing.take_if(|resizing| resizing.is_waiting()) {
+            self.give_up_resizing(index, *resizing, "the peer is connecting");
+        }
+    }
+
+    fn give_up_resizing(&mut self, index: usize, resizing: Resizing, reason: &str) {
         self.volumes[index].quiesce -= 1;
         self.attention = true;
-        self.say(Level::Warning, Some(index), "Not resized: I/O is suspended".to_owned());
+        self.say(Level::Warning, Some(index), format!("Not resized: {reason}"));
         match resizing.cause {
             Cause::Command { id, .. } => self.reply(id, Err(Failure::state(Code::InTransientState))),
             Cause::Peer(sizes) => self.answer_sizes(index, &sizes, false, false),
@@ -288,6 +305,7 @@ impl Engine {
                 if let Some(disk) = &mut self.volumes[index].disk {
                     disk.superblock.flags.set(Flags::FULL_SYNC, disk.bitmap_io.is_incomplete());
                     disk.superblock.flags.set(Flags::AL_DISABLED, !disk.options.al_updates);
+                    disk.log_is_absent = false;
                 }
                 resizing.step = Step::Durable(self.touch_superblock(index));
                 Progress::Stepped
@@ -326,7 +344,8 @@ impl Engine {
         disk.superblock.la_size_sect = size;
         disk.superblock.set_layout(&layout);
         disk.superblock.flags.set(Flags::FULL_SYNC, true);
-        // There is no log yet at the new place.
+        // There is no log yet at the new place; if the disk fails now, there never will be.
+        disk.log_is_absent = true;
         disk.superblock.flags.set(Flags::AL_DISABLED, true);
         let slots = layout.striping.al_extents(disk.options.al_extents);
         disk.superblock.al_nr_extents = u32::from(slots);
@@ -385,10 +404,10 @@ impl Engine {
         match resizing.cause {
             Cause::Command { id, flags } => {
                 if self.volumes[index].state.connection == ConnectionState::Connected {
-                    self.volumes[index].flags.resize_pending |= resizing.grew;
                     self.send_uuids(index, 0);
                     // A peer without a disk takes whatever size it is told, and this node has decided.
                     let ask = self.volumes[index].state.peer_disk >= DiskState::Inconsistent;
+                    self.volumes[index].flags.resize_pending |= resizing.grew && ask;
                     self.send_sizes(index, ask, flags.0);
                 }
                 self.reply(id, Ok(()));
@@ -413,10 +432,9 @@ impl Engine {
         }
     }
 
-    /// Whether there is no activity log at the place where it belongs.
-    pub(super) fn log_is_absent(&self, index: usize) -> bool {
-        let step = self.volumes[index].resizing.as_ref().map(|resizing| &resizing.step);
-        matches!(step, Some(Step::Flag(_) | Step::Ring { .. } | Step::Pages(_)))
+    /// Whether the metadata are on their way to another place. What was written before it began to waits no more for that.
+    pub(super) fn moves_metadata(&self, index: usize) -> bool {
+        self.is_resizing(index) && !self.volumes[index].resizing.as_deref().is_some_and(Resizing::is_waiting)
     }
 
     /// Whether the disk may be used while its size changes.

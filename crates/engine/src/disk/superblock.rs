@@ -43,11 +43,10 @@ impl Engine {
         let mut block = self.take_block();
         let token = self.start_io(index, Purpose::Superblock);
         let skips_flush = self.bug(crate::bugs::Bug::SuperblockWithoutFlush);
-        let log_is_absent = self.log_is_absent(index);
         let volume = &mut self.volumes[index];
         let number = volume.number;
         let Some(disk) = &mut volume.disk else { return false };
-        if log_is_absent && disk.superblock.flags.contains(Flags::PRIMARY_IND) {
+        if disk.log_is_absent && disk.superblock.flags.contains(Flags::PRIMARY_IND) {
             // Nobody must look for extents in what is at the log's place. (8.4.11 leaves a node that crashes now with
             // metadata it refuses to attach.)
             let flags = disk.superblock.flags;

@@ -69,6 +69,10 @@ impl PeerRequest {
 impl Engine {
     /// Whether a packet of the data socket may be processed now; all behind it wait as well.
     pub(crate) fn may_receive(&self, inbound: &Inbound) -> bool {
+        // What follows cannot be read before it: whether there are digests.
+        if matches!(inbound.packet, wire::Packet::Protocol(_)) {
+            return true;
+        }
         let index = self.volume_index(inbound.volume);
         let drains = self.epoch_is_draining()
             && !(self.bug(Bug::DrainByVolume)
@@ -81,6 +85,8 @@ impl Engine {
             return false;
         }
         match &inbound.packet {
+            // A peer that is done with its resync may have a new size; then so has this node to be.
+            wire::Packet::Sizes(_) => !self.is_ending_as_source(index),
             wire::Packet::Data(write) => self.may_write_for_peer(
                 index,
                 SectorRange::new(write.sector, inbound.payload_bytes),

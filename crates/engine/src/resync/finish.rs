@@ -27,10 +27,18 @@ impl Engine {
         match self.volumes[index].resync.finishing {
             None => {
                 let volume = &self.volumes[index];
-                let done = volume.resync.peer_is_done && volume.set_bits() <= volume.resync.failed;
+                if !volume.resync.peer_is_done {
+                    return false;
+                }
+                let done = volume.set_bits() <= volume.resync.failed;
                 if done {
                     self.volumes[index].resync.peer_is_done = false;
                     self.finish_resync(index);
+                } else if volume.resync.failed == 0
+                    && self.look_at_target(index) == TargetOfResync::Unfinished
+                {
+                    self.ask_for_bitmap(index);
+                    return true;
                 }
                 done
             }
@@ -67,6 +75,22 @@ impl Engine {
                 true
             }
         }
+    }
+
+    /// Whether this node is the source of a resync whose target is done.
+    pub(crate) fn is_ending_as_source(&self, index: usize) -> bool {
+        let volume = &self.volumes[index];
+        let source =
+            matches!(volume.state.connection, ConnectionState::SyncSource | ConnectionState::PausedSyncS);
+        source && (volume.resync.peer_is_done || volume.resync.finishing.is_some())
+    }
+
+    /// The target is done, and knows nothing of blocks that are out of sync here: the new part of a device is resynced without an
+    /// exchange of bitmaps. (A source of 8.4.11 waits for ever.) The next handshake exchanges them.
+    fn ask_for_bitmap(&mut self, index: usize) {
+        let text = "The peer is done, and has not asked for all that is out of sync here: connecting again";
+        self.say(Level::Warning, Some(index), text.to_owned());
+        self.lose_connection(ConnectionState::ProtocolError);
     }
 
     /// A verify that the peer has ended, and that only waits for a sign of life of the peer, is over: this is one.

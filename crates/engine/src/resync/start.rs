@@ -76,7 +76,8 @@ impl Engine {
             // Refused, or one of the disks has gone meanwhile.
             return true;
         }
-        self.volumes[index].flags.source_of_equals = from == ConnectionState::StartingSyncS;
+        self.volumes[index].flags.source_of_equals =
+            matches!(from, ConnectionState::StartingSyncS | ConnectionState::Connected);
         self.volumes[index].flags.target = TargetOfResync::Unknown;
         self.begin_resync(index, side);
         true

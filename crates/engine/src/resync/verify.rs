@@ -47,6 +47,8 @@ pub(crate) struct Verify {
     different: Option<(Sector, Sector)>,
     /// VerifyS: the sector to stop at.
     stop: Option<Sector>,
+    /// VerifyS: the size of the volume when it began: what it has grown since is not counted in.
+    size: Sector,
     /// VerifyS: parts of what differs somewhere, to be asked for. They are locked already.
     again: VecDeque<(SectorRange, Locks)>,
     /// VerifyS: sectors the peer has answered for that have not been compared yet.
@@ -123,7 +125,8 @@ impl Engine {
 
     /// Connected became VerifyS (states spec 3.9 step 11).
     pub(crate) fn begin_own_verify(&mut self, index: usize) {
-        let blocks = self.volumes[index].size.0.div_ceil(BLOCK_SECTORS);
+        let size = self.volumes[index].size;
+        let blocks = size.0.div_ceil(BLOCK_SECTORS);
         let VerifyRange { start, stop } = self.volumes[index].verify_range;
         let start =
             if self.connection.dialect.version < 90 { 0 } else { start.min(blocks.saturating_sub(1)) };
@@ -136,6 +139,7 @@ impl Engine {
         resync.timer = Some(self.now);
         if let Some(verify) = &mut resync.verify {
             verify.stop = stop;
+            verify.size = size;
         }
         let text = format!("Starting Online Verify from sector {}", start * BLOCK_SECTORS);
         self.say(Level::Info, Some(index), text);
@@ -164,12 +168,12 @@ impl Engine {
         let unlocked = self.bug(crate::bugs::Bug::VerifyWithoutLock);
         let bytes_max = self.verify_bytes_max(index);
         let volume = &mut self.volumes[index];
-        let capacity = volume.size;
         let first = volume.resync.next_block;
         let start = Sector(first * BLOCK_SECTORS);
         let Some(verify) = &volume.resync.verify else { return Asked::Nothing };
         let is_first = start == verify.start;
         let stop = verify.stop;
+        let capacity = volume.size.min(verify.size);
         if start >= capacity || (!is_first && stop.is_some_and(|stop| start >= stop)) {
             return Asked::Nothing;
         }

@@ -132,6 +132,10 @@ pub fn check_soft_transition(old: VolumeState, new: VolumeState, context: &Conte
         (disconnecting && old.connection == C::Unconnected, Code::InTransientState),
         (context.state_sent && !is_handshake_step(old, new), Code::InTransientState),
         (promotes_into_a_starting_resync(old, new), Code::InTransientState),
+        (
+            (starting || verifying) && context.resync_due && new.connection != old.connection,
+            Code::InTransientState,
+        ),
         (verifying && was_alone, Code::NeedConnection),
         (verifying && new.connection != old.connection && was_active, Code::ResyncRunning),
         (starting && was_alone, Code::NeedConnection),

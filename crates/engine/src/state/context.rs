@@ -92,6 +92,8 @@ pub struct Context {
     /// Own parameters were sent and the handshake is not finished (`STATE_SENT`): nothing but the connection may
     /// change.
     pub state_sent: bool,
+    /// A resync that needs no command is about to begin, that of the new part of a device: no other one may come before it.
+    pub resync_due: bool,
 }
 
 impl Context {
@@ -108,6 +110,7 @@ impl Context {
         open_count: 0,
         agreed_protocol: 0,
         state_sent: false,
+        resync_due: false,
     };
 
     /// The fencing policy as the rules see it: `dont-care` without a usable disk.

@@ -7,6 +7,7 @@ mod congestion;
 mod disks;
 mod establish;
 mod faults;
+mod growth;
 mod handlers;
 mod hanging;
 mod harness;

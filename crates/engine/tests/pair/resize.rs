@@ -9,29 +9,29 @@ use crate::stuck::WRITE;
 use crate::{both, fast, synced};
 
 /// Sectors of the devices of [`synced`], and what they grow to.
-const OLD: u64 = 20 * 2048;
-const NEW: u64 = 30 * 2048;
+pub(crate) const OLD: u64 = 20 * 2048;
+pub(crate) const NEW: u64 = 30 * 2048;
 
 fn layout(sectors: u64) -> Layout {
     Layout::new(Placement::Internal, Sector(sectors), Striping::DEFAULT).unwrap()
 }
 
-fn capacity(sectors: u64) -> u64 {
+pub(crate) fn capacity(sectors: u64) -> u64 {
     layout(sectors).max_capacity(Sector(sectors)).0
 }
 
 /// The device of a node has another size now, and its runtime has noticed.
-fn grow(pair: &mut Pair, node: usize) {
+pub(crate) fn grow(pair: &mut Pair, node: usize) {
     pair.sectors = NEW;
     let (backing, metadata) = (Sector(NEW), Sector(NEW));
     pair.inject(node, Event::DeviceSize { volume: VOLUME, backing, metadata });
 }
 
-fn resize(pair: &mut Pair, node: usize, request: ResizeRequest) -> Result<(), Failure> {
+pub(crate) fn resize(pair: &mut Pair, node: usize, request: ResizeRequest) -> Result<(), Failure> {
     pair.command(node, Command::Resize { volume: VOLUME, request })
 }
 
-fn superblock_at(pair: &Pair, node: usize, sectors: u64) -> Superblock {
+pub(crate) fn superblock_at(pair: &Pair, node: usize, sectors: u64) -> Superblock {
     pair.nodes[node].superblock(sectors)
 }
 
@@ -225,4 +225,128 @@ fn a_resize_does_not_wait_for_writes_that_are_frozen() {
     assert!(pair.nodes[0].completions[&id].0.is_ok());
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
     resize(&mut pair, 0, request).unwrap();
+}
+
+/// It waits for what is being written of the metadata where they are, and so for the bitmap of a full resync that has lost its
+/// peer: that must not wait for the resize.
+#[test]
+fn a_resize_lets_the_bitmap_of_a_full_resync_be_written() {
+    let mut pair = synced();
+    pair.nodes[1].stuck_metadata = true;
+    pair.begin_command(1, Command::Invalidate { volume: VOLUME });
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::StartingSyncT);
+    pair.refused = true;
+    pair.break_wires();
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::WFConnection);
+    let resized =
+        pair.begin_command(1, Command::Resize { volume: VOLUME, request: ResizeRequest::default() });
+    pair.settle();
+    assert!(!pair.nodes[1].replies.contains_key(&resized), "{}", pair.describe());
+    pair.unstick(1);
+    pair.until(|pair| pair.nodes[1].replies.contains_key(&resized));
+    assert_eq!(pair.nodes[1].replies[&resized], Ok(()));
+    pair.refused = false;
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+}
+
+/// The second device has room, and its node waits for its peer.
+fn with_room() -> Pair {
+    let mut pair = synced();
+    grow(&mut pair, 1);
+    resize(&mut pair, 1, ResizeRequest::default()).unwrap();
+    for node in 0..2 {
+        pair.command(node, Command::Disconnect { force: false }).unwrap();
+    }
+    grow(&mut pair, 0);
+    pair
+}
+
+/// What an operator says who knows how large the other device is.
+const FORCED: ResizeRequest = ResizeRequest {
+    size_sectors: 0,
+    assume_peer_has_space: true,
+    assume_clean: false,
+    al_stripes: None,
+    al_stripe_size_kib: None,
+};
+
+/// Both have to decide about the size by what both were told.
+#[test]
+fn a_handshake_does_not_wait_for_a_resize_that_has_not_begun() {
+    let mut pair = with_room();
+    pair.nodes[0].stuck = true;
+    let id = pair.submit(0, WRITE, 0, &[7; 4096], 4096);
+    pair.settle();
+    let resized = pair.begin_command(0, Command::Resize { volume: VOLUME, request: FORCED });
+    pair.settle();
+    assert!(!pair.nodes[0].replies.contains_key(&resized), "{}", pair.describe());
+    pair.connect(&NetOptions::default());
+    pair.until(|pair| pair.nodes[0].replies.contains_key(&resized));
+    assert!(matches!(pair.nodes[0].replies[&resized], Err(Failure::State { .. })), "{}", pair.describe());
+    assert!(pair.nodes[0].says("Not resized: the peer is connecting"));
+    pair.unstick(0);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert!(pair.nodes[0].completions[&id].0.is_ok());
+    assert_eq!([0, 1].map(|node| pair.nodes[node].status().size.0), [capacity(OLD); 2]);
+}
+
+/// One that has begun is what the peer is told of.
+#[test]
+fn a_handshake_tells_of_a_resize_that_has_begun() {
+    let mut pair = with_room();
+    pair.nodes[0].stuck_metadata = true;
+    let resized = pair.begin_command(0, Command::Resize { volume: VOLUME, request: FORCED });
+    pair.settle();
+    pair.connect(&NetOptions::default());
+    pair.settle();
+    assert!(!pair.nodes[0].replies.contains_key(&resized), "{}", pair.describe());
+    pair.unstick(0);
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!(pair.nodes[0].replies[&resized], Ok(()));
+    assert_eq!([0, 1].map(|node| pair.nodes[node].status().size.0), [capacity(NEW); 2]);
+}
+
+#[test]
+fn a_resize_does_not_get_between_what_a_handshake_tells_and_hears() {
+    let mut pair = with_room();
+    pair.connect(&NetOptions::default());
+    pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::WFReportParams);
+    assert!(matches!(resize(&mut pair, 0, FORCED), Err(Failure::State { .. })), "{}", pair.describe());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
+    assert_eq!([0, 1].map(|node| pair.nodes[node].status().size.0), [capacity(OLD); 2]);
+}
+
+/// What is at the place of the log then is no log: nobody must look for extents in it.
+#[test]
+fn a_disk_that_fails_while_its_metadata_move_can_be_attached() {
+    let mut pair = synced();
+    grow(&mut pair, 0);
+    let start = layout(NEW).al_start().0;
+    pair.nodes[0].bad_metadata = start..start + 8;
+    pair.begin_command(0, Command::Resize { volume: VOLUME, request: ResizeRequest::default() });
+    pair.until(|pair| pair.nodes[0].status().disk == DiskState::Diskless);
+    pair.nodes[0].bad_metadata = 0..0;
+    pair.kill(0);
+    pair.start(0, fast());
+    let status = pair.nodes[0].status();
+    assert_eq!(status.counters.out_of_sync_sectors, status.size.0, "{}", pair.describe());
+}
+
+/// A peer that has been away may have grown since it told its size. (8.4.11 refuses the disk until the resource has been down.)
+#[test]
+fn a_disk_that_has_outgrown_what_the_peer_once_told_is_attached() {
+    let mut pair = synced();
+    for node in 0..2 {
+        pair.command(node, Command::Disconnect { force: false }).unwrap();
+    }
+    grow(&mut pair, 0);
+    resize(&mut pair, 0, FORCED).unwrap();
+    pair.command(0, Command::Secondary { volume: VOLUME, held_open: false }).unwrap();
+    pair.command(0, Command::Detach { volume: VOLUME, force: false }).unwrap();
+    pair.attach(0, fast()).unwrap();
+    assert_eq!(pair.nodes[0].status().size.0, capacity(NEW));
+    grow(&mut pair, 1);
+    resize(&mut pair, 1, FORCED).unwrap();
+    pair.connect(&NetOptions::default());
+    pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
 }

@@ -1,7 +1,7 @@
 //! Two volumes in one resource: what they share, and what each has by itself.
 
 use udrbd_engine::interface::{
-    AttachSettings, ClientRequest, Command, DiskOptions, DiskProperties, Event, Fencing, NetOptions,
+    AttachSettings, ClientRequest, Command, DiskOptions, DiskProperties, Event, Fencing, Handler, NetOptions,
     Operation, RequestId,
 };
 use udrbd_metadata::{Flags, Layout, Placement, Striping, Superblock, activity_log};
@@ -102,4 +102,22 @@ fn all_volumes_begin_a_generation_when_a_rebooted_peer_is_refused() {
     assert!(pair.nodes[0].says("can not thaw IO with an only Consistent peer"), "{}", pair.describe());
     pair.until(|pair| all(pair, ConnectionState::Connected, DiskState::UpToDate));
     assert_eq!(pair.nodes[1].load(PLACE + 8, 4096), [7; 4096], "{}", pair.describe());
+}
+
+/// Fencing failed when the peer was lost, and I/O is frozen. It succeeds when the other volume is promoted: now, not in the next
+/// handshake, where the generations that then begin would not be the ones the peer has just been told.
+#[test]
+fn a_promotion_that_fences_the_peer_ends_the_freeze_of_the_other_volume() {
+    let mut pair = synced();
+    pair.command(0, Command::Secondary { volume: SECOND, held_open: false }).unwrap();
+    pair.nodes[0].exits.insert(Handler::FencePeer, 1);
+    pair.kill(1);
+    pair.until(|pair| pair.nodes[0].status().connection == ConnectionState::WFConnection);
+    let id = pair.submit(0, crate::stuck::WRITE, 8, &[7; 4096], 4096);
+    pair.settle();
+    assert!(!pair.nodes[0].completions.contains_key(&id), "I/O is frozen");
+    pair.nodes[0].exits.insert(Handler::FencePeer, 4);
+    pair.command(0, Command::Primary { volume: SECOND, force: false }).unwrap();
+    pair.until(|pair| pair.nodes[0].completions.contains_key(&id));
+    assert_eq!(pair.nodes[0].status().connection, ConnectionState::WFConnection, "{}", pair.describe());
 }
