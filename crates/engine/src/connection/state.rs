@@ -47,10 +47,16 @@ impl Engine {
             self.connection.peer_told_all = true;
             self.look_whether_handshake_is_over();
         }
-        if self.volumes[index].state.connection == C::WFSyncUUID && received.connection == C::WFSyncUUID {
-            // A role changed while both devices grew. (Two kernels wait for each other for ever.)
-            let text = "Both nodes wait to become SyncTarget, connecting again".to_owned();
-            self.say(Level::Info, Some(index), text);
+        // A role changed while both devices grew. (Two kernels wait for each other for ever.)
+        let same = match (self.volumes[index].state.connection, received.connection) {
+            (C::WFSyncUUID, C::WFSyncUUID) => Some("Both nodes wait to become SyncTarget, connecting again"),
+            (C::SyncSource | C::PausedSyncS, C::SyncSource | C::PausedSyncS) => {
+                Some("Both nodes have become SyncSource, connecting again")
+            }
+            _ => None,
+        };
+        if let Some(text) = same {
+            self.say(Level::Info, Some(index), text.to_owned());
             return Verdict::Reconnect;
         }
         let mut peer_disk = self.real_peer_disk(index, received);

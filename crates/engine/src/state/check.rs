@@ -136,6 +136,8 @@ pub fn check_soft_transition(old: VolumeState, new: VolumeState, context: &Conte
             (starting || verifying) && context.resync_due && new.connection != old.connection,
             Code::InTransientState,
         ),
+        // Who becomes its source goes by the roles.
+        (context.resync_due && promotes(old, new), Code::InTransientState),
         (verifying && was_alone, Code::NeedConnection),
         (verifying && new.connection != old.connection && was_active, Code::ResyncRunning),
         (starting && was_alone, Code::NeedConnection),
@@ -152,6 +154,12 @@ pub fn check_soft_transition(old: VolumeState, new: VolumeState, context: &Conte
         ),
     ];
     rules.iter().rev().find(|(applies, _)| *applies).map_or(Code::Success, |(_, code)| *code)
+}
+
+/// Either node.
+fn promotes(old: VolumeState, new: VolumeState) -> bool {
+    let becomes = |old: Role, new: Role| new == Role::Primary && old != Role::Primary;
+    becomes(old.role, new.role) || becomes(old.peer, new.peer)
 }
 
 fn outdates_too_low_a_disk(old: VolumeState, new: VolumeState) -> bool {

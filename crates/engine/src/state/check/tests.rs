@@ -179,6 +179,22 @@ fn x7_nothing_but_the_connection_changes_during_the_handshake() {
 }
 
 #[test]
+fn nothing_comes_before_the_resync_of_a_new_part_that_decides_who_is_its_source() {
+    let due = Context { resync_due: true, ..context() };
+    let promoted = VolumeState { role: Role::Primary, ..connected() };
+    let peer_promoted = VolumeState { peer: Role::Primary, ..connected() };
+    let demoted = VolumeState { peer: Role::Primary, ..promoted };
+    let changes = [promoted, peer_promoted, with_connection(connected(), C::VerifyS)].into_iter().chain(
+        [C::StartingSyncS, C::StartingSyncT].map(|connection| with_connection(connected(), connection)),
+    );
+    for new in changes {
+        assert_eq!(check_soft_transition(connected(), new, &due), Code::InTransientState, "{new:?}");
+        assert_eq!(soft(connected(), new), Code::Success, "{new:?}");
+    }
+    assert_eq!(check_soft_transition(demoted, peer_promoted, &due), Code::Success);
+}
+
+#[test]
 fn x8_no_promotion_while_a_resync_to_here_is_starting() {
     let starting = with(C::WFBitMapT, D::Outdated, D::UpToDate);
     let promoted = |state| VolumeState { role: Role::Primary, ..state };
