@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::guest::EmulatorDied;
 use crate::machine;
 
 /// One test.
@@ -128,8 +129,17 @@ fn run_all(chosen: &[&Case], total: usize, jobs: usize) -> ExitCode {
 fn run(case: &Case, results: &Mutex<Results>) {
     let results = || results.lock().unwrap_or_else(PoisonError::into_inner);
     let start = Instant::now();
-    let result = catch_unwind(AssertUnwindSafe(case.run))
-        .unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked, see above")));
+    let play = || {
+        catch_unwind(AssertUnwindSafe(case.run))
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked, see above")))
+    };
+    let mut result = play();
+    if let Err(error) = &result
+        && error.downcast_ref::<EmulatorDied>().is_some()
+    {
+        println!("test {}: {error:#}; once more", case.name);
+        result = play();
+    }
     let seconds = start.elapsed().as_secs_f32();
     let mut results = results();
     match result {

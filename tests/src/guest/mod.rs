@@ -154,6 +154,11 @@ pub struct Guest {
     next_id: u64,
 }
 
+/// The program that emulates a guest was killed or gave up: that says nothing of what was tested.
+#[derive(Debug, thiserror::Error)]
+#[error("the emulator ended with {0}")]
+pub struct EmulatorDied(std::process::ExitStatus);
+
 impl Guest {
     /// Powers a guest on and waits until it takes commands.
     ///
@@ -251,6 +256,11 @@ impl Guest {
         self.machine.as_mut().is_some_and(|machine| matches!(machine.qemu.try_wait(), Ok(None)))
     }
 
+    /// The process that emulates it, while it is on.
+    pub fn emulator(&self) -> Option<u32> {
+        self.machine.as_ref().map(|machine| machine.qemu.id())
+    }
+
     /// Runs a script with bash and waits for it, for at most two minutes.
     ///
     /// # Errors
@@ -292,7 +302,10 @@ impl Guest {
         let seconds = if self.options.icount { 0 } else { limit.as_secs().max(1) };
         let name = self.options.name.clone();
         let machine = self.machine.as_mut().with_context(|| format!("{name} is off"))?;
-        machine.port.write_all(format!("{id} {seconds}\n").as_bytes())?;
+        let told = machine.port.write_all(format!("{id} {seconds}\n").as_bytes());
+        if told.is_err() {
+            return Err(self.went_down());
+        }
         Ok(Job { id, command: script.trim().to_owned(), limit, started: Instant::now() })
     }
 
@@ -453,9 +466,29 @@ impl Guest {
             }
         }
         if ended || machine.qemu.try_wait()?.is_some() {
-            bail!("{name} went down\n{}", self.console_tail());
+            return Err(self.went_down());
         }
         Ok(())
+    }
+
+    /// What became of a guest that is there no more. One whose kernel breaks down ends its emulator in order.
+    fn went_down(&mut self) -> anyhow::Error {
+        let name = self.options.name.clone();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut status = None;
+        while let Some(machine) = self.machine.as_mut()
+            && status.is_none()
+            && Instant::now() < deadline
+        {
+            status = machine.qemu.try_wait().ok().flatten();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let log = fs::read_to_string(self.folder.path().join("qemu.log")).unwrap_or_default();
+        let text = format!("{name} went down\n{}{}", log, self.console_tail());
+        match status.filter(|status| !status.success()) {
+            Some(status) => anyhow::Error::new(EmulatorDied(status)).context(text),
+            None => anyhow::Error::msg(text),
+        }
     }
 
     fn write_share(&self) -> Result<()> {

@@ -103,6 +103,7 @@ const CASES: &[Case] = &[
     ),
     Case::new("the_kernel_runs_on_metadata_our_drbdmeta_created", metadata::kernel_takes_our_metadata),
     Case::new("both_drbdmeta_apply_a_hot_activity_log_alike", metadata::activity_log_is_applied_alike),
+    Case::new("a_killed_emulator_is_told_from_a_guest_that_went_down", power::emulator_is_told_from_guest),
     Case::new("kernel_pair_survives_a_power_cut_of_its_primary", power::kernel_pair),
     Case::new("power_cut_kernel_primary_recovers_against_udrbd", power::kernel_primary),
     Case::new("power_cut_udrbd_primary_recovers_against_kernel", power::udrbd_primary),

@@ -1,9 +1,10 @@
 //! Two guests on a cable; the Primary's power is cut under writes.
 
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use udrbd_tests::guest::{Cable, Guest, GuestOptions};
+use anyhow::{Context as _, Result, bail, ensure};
+use udrbd_tests::guest::{Cable, EmulatorDied, Guest, GuestOptions};
 use udrbd_tests::machine;
 use udrbd_tests::replica::{self, Kind, Replica};
 
@@ -118,4 +119,17 @@ fn play(lost: &mut Node, survivor: &mut Node) -> Result<()> {
     lost.side.primary(&mut lost.guest, false)?;
     std::fs::copy(&to, &from).context("the journal")?;
     lost.verify()
+}
+
+/// A test whose guest's emulator was killed is played once more; one whose guest went down by itself has failed.
+pub(crate) fn emulator_is_told_from_guest() -> Result<()> {
+    let mut guest = Guest::boot(GuestOptions::default())?;
+    let emulator = guest.emulator().context("the guest is off")?.to_string();
+    ensure!(Command::new("kill").args(["-KILL", &emulator]).status()?.success());
+    let killed = guest.run("true").err().context("a dead guest answers")?;
+    ensure!(killed.downcast_ref::<EmulatorDied>().is_some(), "{killed:#}");
+    guest.power_on()?;
+    let down = guest.run("echo o >/proc/sysrq-trigger; sleep 60").err().context("a dead guest answers")?;
+    ensure!(down.downcast_ref::<EmulatorDied>().is_none(), "{down:#}");
+    Ok(())
 }
