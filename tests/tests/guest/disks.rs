@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use udrbd_tests::replica::{Kind, Replica, Status};
+use udrbd_tests::runner;
 
-use crate::duo::{Duo, IO};
+use crate::duo::{DISK_BYTES, Duo, IO};
 use crate::replication::MIXED;
 
 /// A reader and writer must see nothing of it within this time.
@@ -286,6 +287,60 @@ pub(crate) fn hanging() -> Result<()> {
             mapped.attach_again(duo)?;
             all_is_well(duo)?;
             mapped.remove(duo)
+        })?;
+    }
+    Ok(())
+}
+
+/// Sectors a disk of scsi_debug cannot read when it is told so: its first, and how many.
+const BAD_SECTORS: (u64, u64) = (9000, 400);
+
+/// As a worn disk does it: some sectors end in a medium error when they are read. The clients get them from the peer; taken
+/// back, the disk is resynced.
+pub(crate) fn medium_errors() -> Result<()> {
+    let pairs = [(Kind::Udrbd, Kind::Kernel), (Kind::Udrbd, Kind::Udrbd)];
+    for kinds in pairs.into_iter().take(if runner::is_long() { 2 } else { 1 }) {
+        Duo::play(kinds, |duo| {
+            duo.first.disk_options.push("--on-io-error=pass_on".to_owned());
+            let lower = duo.first.disk.clone();
+            duo.first.clone().down(&mut duo.guest)?;
+            let (start, count) = BAD_SECTORS;
+            duo.guest.sh(&format!(
+                "set -e; modprobe sd_mod; modprobe scsi_debug dev_size_mb={} medium_error_start={start} medium_error_count={count} delay=0\n\
+                 for i in $(seq 100); do if [ -b /dev/sda ]; then break; fi; sleep 0.1; done; test -b /dev/sda\n\
+                 dd if={lower} of=/dev/sda bs=1M oflag=direct status=none",
+                DISK_BYTES >> 20
+            ))?;
+            "/dev/sda".clone_into(&mut duo.first.disk);
+            duo.first.clone().attach(&mut duo.guest)?;
+            duo.connect_and_sync()?;
+            let first = duo.first.clone();
+            duo.write(&first, "--seed 60 --count 400")?;
+            let errors = |bits: u32| format!("echo {bits} >/sys/bus/pseudo/drivers/scsi_debug/opts");
+            duo.guest.sh(&errors(2))?;
+            ensure!(
+                duo.guest
+                    .run(&format!(
+                        "dd if=/dev/sda of=/dev/null iflag=direct skip={start} count=8 status=none"
+                    ))?
+                    .status
+                    != 0,
+                "the disk reads its bad sectors"
+            );
+            duo.verify(&first)?;
+            wait(duo, &first, "Inconsistent", |s| s.disk == "Inconsistent" && s.peer_disk == "UpToDate")?;
+            duo.guest.sh(&errors(0))?;
+            first.minor_verb(&mut duo.guest, "detach", "")?;
+            duo.first.clone().attach(&mut duo.guest)?;
+            duo.wait_healthy()?;
+            duo.verify(&first)?;
+            let size = duo.size(&first)?;
+            duo.first.clone().down(&mut duo.guest)?;
+            let back = "dd if=/dev/sda of={} bs=1M oflag=direct status=none; modprobe -r scsi_debug";
+            duo.guest.sh(&format!("set -e; {}", back.replace("{}", &lower)))?;
+            duo.compare(size)?;
+            lower.clone_into(&mut duo.first.disk);
+            duo.first.clone().attach(&mut duo.guest)
         })?;
     }
     Ok(())

@@ -54,6 +54,7 @@ const CASES: &[Case] = &[
     Case::new("a_disk_that_hangs_is_given_up_and_taken_back", disks::hanging),
     Case::long("a_part_that_cannot_be_written_is_passed_on_and_resynced", disks::passed_on),
     Case::long("a_part_that_cannot_be_read_comes_from_the_peer", disks::unreadable_part),
+    Case::new("sectors_that_a_scsi_disk_cannot_read_come_from_the_peer", disks::medium_errors),
     Case::long("a_disk_that_fails_at_times_costs_no_write", disks::flaky),
     Case::long("a_slow_disk_is_waited_for", disks::slow),
     Case::new("meetings_of_udrbd_and_kernel_end_as_between_two_kernels", meetings::udrbd_first),
