@@ -284,7 +284,8 @@ impl Engine {
     fn resync_ends(&mut self, index: usize, old: VolumeState, new: VolumeState) {
         use ConnectionState::{Ahead, Connected};
         let lost = |old: DiskState, new: DiskState| new < old && new <= DiskState::Failed;
-        if lost(old.disk, new.disk) || lost(old.peer_disk, new.peer_disk) {
+        let parted = old.connection >= Connected && new.connection < Connected;
+        if lost(old.disk, new.disk) || lost(old.peer_disk, new.peer_disk) || parted {
             // What has grown comes with the resync that the next attach begins, or is marked.
             let flags = &mut self.volumes[index].flags;
             (flags.resync_after_negotiating, flags.resize_pending) = (false, false);

@@ -47,8 +47,8 @@ impl Engine {
             open_count: u32::from(volume.held_open),
             agreed_protocol: self.connection.dialect.version,
             state_sent: self.connection.state_sent,
-            resync_due: volume.flags.resize_pending
-                || (volume.state.connection == ConnectionState::Connected && volume.resync.start.is_some()),
+            resync_due: volume.state.connection == ConnectionState::Connected
+                && (volume.flags.resize_pending || volume.resync.start.is_some()),
         }
     }
 

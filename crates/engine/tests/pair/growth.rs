@@ -86,6 +86,27 @@ fn a_source_whose_grown_peer_is_lost_begins_a_generation() {
     assert!(!own.same_generation(lost), "{}", pair.describe());
 }
 
+/// A peer that is lost before it has answered a resize is not waited for.
+#[test]
+fn a_survivor_is_promoted_though_its_resize_was_not_answered() {
+    let mut pair = synced();
+    grow(&mut pair, 0);
+    resize(&mut pair, 0, ResizeRequest::default()).unwrap();
+    pair.settle();
+    grow(&mut pair, 1);
+    pair.cut = true;
+    let resized =
+        pair.begin_command(1, Command::Resize { volume: VOLUME, request: ResizeRequest::default() });
+    pair.settle();
+    assert_eq!(pair.nodes[1].replies[&resized], Ok(()));
+    assert_eq!(pair.nodes[1].status().size.0, capacity(NEW));
+    pair.cut = false;
+    pair.kill(0);
+    pair.until(|pair| pair.nodes[1].status().connection == ConnectionState::WFConnection);
+    promote(&mut pair, 1, false);
+    assert_eq!(pair.nodes[1].status().role, udrbd_units::Role::Primary, "{}", pair.describe());
+}
+
 /// A source knows of blocks that are out of sync, its target does not: it is done before they are.
 #[test]
 fn a_source_with_more_bits_than_its_target_asks_for_the_bitmaps() {
