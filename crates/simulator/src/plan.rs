@@ -308,6 +308,7 @@ impl Plan {
     /// What a seed means where devices grow.
     pub fn with_growing_devices(seed: u64) -> Self {
         let mut random = Random::new(seed ^ GROWTH);
+        // What `new` has drawn before, so that a seed that grows by itself grows the same way.
         random.one_in(8);
         Self::with_aim(seed, Aim::of(seed)).growing(&mut random)
     }

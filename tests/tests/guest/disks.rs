@@ -336,8 +336,9 @@ pub(crate) fn medium_errors() -> Result<()> {
             duo.verify(&first)?;
             let size = duo.size(&first)?;
             duo.first.clone().down(&mut duo.guest)?;
-            let back = "dd if=/dev/sda of={} bs=1M oflag=direct status=none; modprobe -r scsi_debug";
-            duo.guest.sh(&format!("set -e; {}", back.replace("{}", &lower)))?;
+            duo.guest.sh(&format!(
+                "set -e; dd if=/dev/sda of={lower} bs=1M oflag=direct status=none; modprobe -r scsi_debug"
+            ))?;
             duo.compare(size)?;
             lower.clone_into(&mut duo.first.disk);
             duo.first.clone().attach(&mut duo.guest)

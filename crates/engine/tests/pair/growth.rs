@@ -13,6 +13,16 @@ fn sizes(pair: &Pair) -> [u64; 2] {
     [0, 1].map(|node| pair.nodes[node].status().size.0)
 }
 
+/// Both can be verified.
+fn verifiable() -> Pair {
+    let mut pair = synced();
+    let options = NetOptions { verify_alg: "crc32c".to_owned(), ..NetOptions::default() };
+    for node in 0..2 {
+        pair.command(node, Command::NetOptions(Box::new(options.clone()))).unwrap();
+    }
+    pair
+}
+
 /// Both have the new size, and the same data.
 fn grown(pair: &mut Pair) {
     pair.until(|pair| sizes(pair) == [capacity(NEW); 2]);
@@ -35,7 +45,7 @@ fn a_device_that_has_grown_is_not_used_by_an_attach() {
     grow(&mut pair, 1);
     pair.nodes[1].slow_handlers = false;
     pair.until(|pair| both(pair, ConnectionState::Connected, DiskState::UpToDate));
-    assert_eq!([0, 1].map(|node| pair.nodes[node].status().size.0), [capacity(OLD); 2]);
+    assert_eq!(sizes(&pair), [capacity(OLD); 2]);
     assert_eq!(pair.nodes[1].load(800, 4096), vec![7; 4096]);
 }
 
@@ -137,12 +147,9 @@ fn a_source_with_more_bits_than_its_target_asks_for_the_bitmaps() {
 /// A verify that began in between would end the resync of the new part before it has begun, on one of the two nodes.
 #[test]
 fn a_verify_does_not_come_between_two_nodes_that_grow() {
-    let mut pair = synced();
-    let options = NetOptions { verify_alg: "crc32c".to_owned(), ..NetOptions::default() };
-    for node in 0..2 {
-        pair.command(node, Command::NetOptions(Box::new(options.clone()))).unwrap();
-        grow(&mut pair, node);
-    }
+    let mut pair = verifiable();
+    grow(&mut pair, 0);
+    grow(&mut pair, 1);
     pair.cut = true;
     let resized =
         pair.begin_command(1, Command::Resize { volume: VOLUME, request: ResizeRequest::default() });
@@ -192,11 +199,7 @@ fn a_source_ends_its_resync_before_it_grows() {
 /// What a volume grows by while it is verified is not counted in, so it is not asked for.
 #[test]
 fn a_verify_ends_where_the_volume_ended_when_it_began() {
-    let mut pair = synced();
-    let options = NetOptions { verify_alg: "crc32c".to_owned(), ..NetOptions::default() };
-    for node in 0..2 {
-        pair.command(node, Command::NetOptions(Box::new(options.clone()))).unwrap();
-    }
+    let mut pair = verifiable();
     grow(&mut pair, 1);
     resize(&mut pair, 1, ResizeRequest::default()).unwrap();
     pair.settle();
