@@ -100,6 +100,10 @@ bugs! {
     IgnoreConflicts = "ignore-conflicts",
     /// An online verify does not keep writes away from what it compares (io spec 16).
     VerifyWithoutLock = "verify-without-lock",
+    /// An online verify takes different blocks for equal ones (io spec 16).
+    VerifyFindsNothing = "verify-finds-nothing",
+    /// Blocks that an online verify finds different are told of, but not marked (io spec 16 item 5).
+    VerifyMarksNothing = "verify-marks-nothing",
     /// A node that stores for a diskless Primary keeps no activity log (io spec I21).
     NoBookForDiskless = "no-book-for-diskless",
     /// A new generation begins for the first volume alone when the peer's data are lost (io spec I13).

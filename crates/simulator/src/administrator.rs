@@ -84,6 +84,7 @@ impl World {
         for volume in 0..self.are_equal.len() {
             self.checker.mirroring_ends(0, volume);
             self.checker.mirroring_ends(1, volume);
+            self.rot_forgotten(volume);
         }
         self.nodes[node].forget_daemon();
         self.are_equal.fill(false);
@@ -477,6 +478,7 @@ impl World {
             }
             Operation::PromoteBoth => self.promote_both(),
             Operation::Verify { node } => self.verify(node),
+            Operation::Rot { node } => self.rot(node),
             Operation::Grow { nodes, sectors } => self.grow(nodes, sectors),
             Operation::Resize { node } => self.resize(node),
             Operation::Deed { node, which, time } => self.deed(node, which, time),

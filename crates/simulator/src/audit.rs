@@ -68,7 +68,7 @@ impl World {
         // What only one counts in comes out of sync where the other one grows.
         let sizes = covered.iter().flatten().map(|covered| covered.size);
         let size = sizes.filter(|size| *size > 0).min().unwrap_or(u64::MAX);
-        for sector in found.into_iter().filter(|sector| *sector < size) {
+        for sector in found.into_iter().filter(|sector| *sector < size && !self.is_rotten(volume, *sector)) {
             if !covered.iter().flatten().any(|covered| covered.covers(sector)) {
                 let values = disks.map(|disk| disk.data.sector(sector).copied().unwrap_or(0));
                 let text = format!(

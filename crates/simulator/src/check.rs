@@ -153,6 +153,13 @@ impl Checker {
         number
     }
 
+    /// Whether no client has written any of these sectors.
+    pub(crate) fn is_untouched(&self, volume: VolumeIndex, range: SectorRange) -> bool {
+        let mut written =
+            self.volumes[volume].views.iter().flat_map(|view| view.range(range.start.0..range.end().0));
+        written.all(|(_, possible)| possible.iter().all(|number| self.is_leftover(*number)))
+    }
+
     /// Whether no client has written what was found somewhere.
     pub(crate) fn is_leftover(&self, value: Tag) -> bool {
         self.writes[value as usize].found

@@ -17,6 +17,8 @@ const FENCING: u64 = 0x6665_6e63;
 const TWO_PRIMARIES: u64 = 0x7477_6f70;
 /// What makes verifies.
 const VERIFIES: u64 = 0x7665_7269;
+/// What makes disks rot before verifies.
+const ROT: u64 = 0x726f_7474;
 /// What makes commands out of place.
 const OPERATORS: u64 = 0x6f70_6572;
 
@@ -38,6 +40,10 @@ pub(crate) fn add(seed: u64, settings: &mut Settings, steps: &mut Vec<Step>) {
         "crc32c".clone_into(&mut settings.net_options.verify_alg);
         let count = random.between(1, 4);
         sprinkle(&mut random, steps, count, |random| Operation::Verify { node: random.below(2) as NodeId });
+        let mut random = Random::new(seed ^ ROT);
+        if random.one_in(2) {
+            crate::rot::plan(&mut random, steps);
+        }
     }
     let mut random = Random::new(seed ^ OPERATORS);
     if random.one_in(8) && !settings.keeps_one_history() {

@@ -8,7 +8,7 @@
 //!   with them;
 //! * `world`: the clock and the order of things; `traps`: what waits for a moment instead of a time; `machine`: what a
 //!   runtime does for an engine; `clients` and `administrator`: who use it;
-//! * `several`: runs with two volumes; `growth`: devices that grow;
+//! * `several`: runs with two volumes; `growth`: devices that grow; `rot`: disks that rot;
 //! * `check` and `audit`: the rules (io spec 21); `coverage`: what was seen;
 //! * [`run`] plays one seed.
 #![forbid(unsafe_code)]
@@ -28,6 +28,7 @@ mod network;
 mod node;
 mod plan;
 mod random;
+mod rot;
 mod several;
 mod trace;
 mod traps;

@@ -185,9 +185,14 @@ pub enum Operation {
     Resolve,
     /// Both nodes become Primary, if they may.
     PromoteBoth,
-    /// An online verify, which has to find nothing.
+    /// An online verify, which has to find what has rotted and nothing else.
     Verify {
         /// Which node: 0 or 1.
+        node: NodeId,
+    },
+    /// A disk rots somewhere.
+    Rot {
+        /// Which node's: 0 or 1.
         node: NodeId,
     },
     /// Devices of a volume grow.

@@ -68,10 +68,12 @@ impl World {
         let readable = self.nodes.iter().all(|node| node.volumes[volume].failing.is_none());
         // Nobody promises that the new part of a device is equal before it is written or resynced.
         let new_part = self.new_part(volume);
-        if ack.block_id != BlockId::IN_SYNC && readable && range.start < new_part {
+        let rotten = self.may_be_rotten(volume, range);
+        if ack.block_id != BlockId::IN_SYNC && readable && range.start < new_part && !rotten {
             let text = format!("node {node} calls sector {} +{} different", range.start, range.bytes);
             self.fail("a verify finds nothing in equal disks", text);
         }
+        self.rot_judged(node, volume, ack);
     }
 
     /// The state of a node's connection has changed: whether its verify begins, or has come to its end.
@@ -94,6 +96,7 @@ impl World {
             return;
         }
         self.coverage.check("verifies");
+        self.rot_counted(node, volume);
         let size = verifying.size;
         let start = verifying.asked.map_or(0, |(start, _)| start);
         if verifying.judged != BTreeMap::from([(start, size)]) {

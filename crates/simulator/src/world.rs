@@ -180,6 +180,8 @@ pub(crate) struct World {
     /// By volume. The nodes have had the same data once: from then on every difference is accounted for.
     pub(crate) were_equal: Vec<bool>,
     pub(crate) are_equal: Vec<bool>,
+    /// By volume: the sectors in which a disk has rotted; whether a verify has told of it.
+    pub(crate) rotten: Vec<BTreeMap<u64, bool>>,
     pub(crate) in_transit: Vec<InTransit>,
     /// The node that a cluster manager lets be Primary alone.
     pub(crate) only_primary: Option<NodeId>,
@@ -222,6 +224,7 @@ impl World {
             over: false,
             were_equal: vec![plan.settings.in_sync; volumes],
             are_equal: vec![false; volumes],
+            rotten: vec![BTreeMap::new(); volumes],
             in_transit: Vec::new(),
             only_primary: None,
             next_audit: plan.settings.audit_events,
@@ -459,6 +462,7 @@ impl World {
         }
         if is_target(before.0) && present.0 == ConnectionState::Connected && present.1 == DiskState::UpToDate
         {
+            self.rot_resynced(volume);
             self.nodes_are_equal(node, volume, "at the end of a resync");
         }
         self.look_whether_equal(node, volume);
@@ -495,6 +499,7 @@ impl World {
         if std::mem::replace(&mut own.storing, storing) && !storing {
             own.disk_losses += 1;
             self.checker.disk_lost(node, volume);
+            self.rot_forgotten(volume);
         }
     }
 
@@ -596,6 +601,7 @@ impl World {
         let size = self.in_use(volume);
         let mut found = Checker::differences(disks, &busy);
         found.retain(|sector| *sector < size.0);
+        found.retain(|sector| !self.is_rotten(volume, *sector));
         self.without_marked_leftovers(volume, &mut found);
         let disks = [0, 1].map(|node: NodeId| &self.nodes[node].volumes[volume].disk);
         self.coverage.check("both disks are equal");
