@@ -22,6 +22,7 @@ mod packaging;
 mod power;
 mod recorded;
 mod replication;
+mod scripts;
 mod startup;
 mod thin;
 mod tools;
@@ -114,6 +115,7 @@ const CASES: &[Case] = &[
     Case::long("two_primaries_share_a_gfs2_file_system", cluster::udrbd_pair_gfs2),
     Case::long("pacemaker_moves_a_file_system_from_node_to_node", pacemaker::with_the_stock_agent),
     Case::long("pacemaker_needs_no_module_with_our_agent", pacemaker::without_the_module),
+    Case::new("scripts_of_drbd_utils_do_their_work_as_handlers", scripts::do_their_work),
     Case::new(
         "the_package_beside_drbd_utils_takes_its_names_and_gives_them_back",
         packaging::beside_drbd_utils,

@@ -22,7 +22,11 @@ const RESOURCE: &str = "resource r0 {
     disk /dev/vda;
     meta-disk internal;
     net { ping-int 2; connect-int 2; }
-    disk { c-plan-ahead 0; resync-rate 200M; }
+    disk { c-plan-ahead 0; resync-rate 200M; fencing resource-only; }
+    handlers {
+        fence-peer \"/usr/lib/drbd/crm-fence-peer.sh --timeout 90\";
+        after-resync-target \"/usr/lib/drbd/crm-unfence-peer.sh --timeout 90\";
+    }
     on alpha { address 10.66.0.1:7788; }
     on beta { address 10.66.0.2:7788; }
 }
@@ -103,7 +107,8 @@ impl Member {
 
     /// What the cluster shows and what its programs said: for a failure.
     fn story(&mut self) -> String {
-        let script = "crm_mon -1Arf; cat /run/udrbd/proc/drbd; \
+        let script = "crm_mon -1Arf; cat /run/udrbd/proc/drbd; cibadmin -Q -o constraints; \
+                      cat /run/udrbd/udrbdd.log | grep -a fence | tail -20; \
                       grep -hE 'error|warning|ocf-exit|drbd\\(' /var/log/pacemaker/pacemaker.log | tail -40; tail -5 /run/pacemakerd.log";
         match self.guest.run_limited(script, Duration::from_secs(60)) {
             Ok(output) => format!("{}{}", output.stdout, output.stderr),
@@ -139,6 +144,17 @@ impl Member {
             "cd {MOUNT}; head -c 3000000 /dev/urandom >{name}; md5sum {name} >{name}.md5; sync -f {name}; sync -f {name}.md5"
         );
         self.run(&write).map(drop)
+    }
+
+    /// Waits until the constraint is there, or gone, by which `crm-fence-peer.sh` keeps the peer from being promoted.
+    fn wait_fenced(&mut self, fenced: bool) -> Result<()> {
+        let wanted = if fenced { "" } else { "not " };
+        let script =
+            format!("{NOT}\n{wanted}grep -q drbd-fence-by-handler-r0 <<<\"$(cibadmin -Q -o constraints)\"");
+        let found = self.guest.wait_for("the constraint of crm-fence-peer.sh", LIMIT, |guest| {
+            Ok((guest.run(&script)?.status == 0).then_some(()))
+        });
+        found.map_err(|error| error.context(self.story()))
     }
 
     /// All files that were promised are there.
@@ -219,12 +235,14 @@ fn fails_over(provider: &str, before: &str, after: &str) -> Result<()> {
     active.promise("third")?;
     active.guest.power_cut()?;
     passive.wait_serving()?;
+    passive.wait_fenced(true)?;
     passive.check(3)?;
     passive.promise("fourth")?;
 
     active.guest.power_on()?;
     active.run(&format!("{prepare}\n{}", Member::join()))?;
     passive.wait_in_sync()?;
+    passive.wait_fenced(false)?;
     passive.check(4)?;
     let size = passive.run("blockdev --getsize64 /dev/drbd0")?.trim().parse().context("a size")?;
     let other = passive.guest.name().to_owned();

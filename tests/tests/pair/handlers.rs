@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -61,5 +62,40 @@ pub(crate) fn environment_is_drbds() -> Result<()> {
     expect(&found, &[("DRBD_PEER", "beta"), ("DRBD_PEERS", "beta")])?;
     ensure!(found.contains_key("DRBD_MINOR"), "no minors in {found:?}");
     ensure!(!found.contains_key("DRBD_VOLUME"), "a volume for a handler of all of them: {found:?}");
+    Ok(())
+}
+
+/// Scripts read `/proc/drbd`, as those of `drbd-utils` do: they find the states of this moment, whatever way they read.
+pub(crate) fn scripts_find_our_devices() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name);
+    let script = format!(
+        "#!/bin/bash\nsed -n '/cs:/p' /proc/drbd >{out}.sed\ngrep cs: < /proc/drbd >{out}.grep\n\
+         text=$(</proc/drbd); echo \"$text\" | grep cs: >{out}.bash\necho \"${{0##*/}} $*\" >{out}.words\nexit 7\n",
+        out = path("found").display()
+    );
+    fs::write(path("fence.sh"), script)?;
+    fs::set_permissions(path("fence.sh"), fs::Permissions::from_mode(0o755))?;
+    // As drbd-utils calls one script by many names.
+    std::os::unix::fs::symlink("fence.sh", path("fence-peer.sh"))?;
+    let handler = format!("fence-peer \"{} --timeout 10 /etc/fstab\";", path("fence-peer.sh").display());
+    let mut pair = Pair::new(PairOptions {
+        disk: format!("{} fencing resource-and-stonith;", PairOptions::default().disk),
+        handlers: handler,
+        ..PairOptions::default()
+    })?;
+    pair.bring_up_and_sync()?;
+    pair.kill(Node::Beta)?;
+    pair.wait(Node::Alpha, "an outdated peer", |status| status.peer_disk == "Outdated")?;
+    for way in ["sed", "grep", "bash"] {
+        let found = fs::read_to_string(path(&format!("found.{way}")))?;
+        // The peer is gone, and nobody knows yet what of its disk.
+        ensure!(
+            found.contains(" ro:Primary/Unknown ds:UpToDate/DUnknown ") && found.lines().count() == 1,
+            "with {way} a script finds {found:?}"
+        );
+    }
+    let words = fs::read_to_string(path("found.words"))?;
+    ensure!(words == "fence-peer.sh --timeout 10 /etc/fstab\n", "the script was called as {words:?}");
     Ok(())
 }

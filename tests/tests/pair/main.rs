@@ -38,6 +38,7 @@ const CASES: &[Case] = &[
     Case::new("disks_that_have_grown_give_a_larger_device", resize),
     Case::new("a_full_file_system_below_costs_the_disk_and_no_write", full_file_system),
     Case::new("handlers_find_what_drbds_scripts_expect", handlers::environment_is_drbds),
+    Case::new("handlers_that_read_proc_drbd_find_our_devices", handlers::scripts_find_our_devices),
     Case::new("a_split_brain_explains_itself_and_its_commands_end_it", split_brain::explained),
     Case::new("the_victim_keeps_what_it_loses_also_if_its_daemon_dies", undo::kept_and_dropped),
     Case::new("an_undo_without_room_is_incomplete_and_in_nobodys_way", undo::without_room),

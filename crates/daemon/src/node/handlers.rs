@@ -87,6 +87,8 @@ async fn call(
     let words = format!("{} {} {argument}", program.display(), name.name());
     node.log(resource, Level::Info, volume, &format!("helper command: {words}"));
     tell(node, resource, peer.is_some(), device, name, None);
+    // Many scripts look there what they are called for.
+    node.write_status_file();
 
     let mut command = Command::new(program);
     command.arg(name.name()).arg(&argument).env_clear();

@@ -1,6 +1,7 @@
 //! This machine, as `drbdadm` sees it.
 
 mod processes;
+mod scripts;
 mod waiting;
 
 use std::collections::BTreeMap;
@@ -92,7 +93,15 @@ impl System for NodeSystem {
 
     fn run(&mut self, call: &Call) -> Finished {
         let _ = io::stdout().flush();
-        processes::run(&self.called_as, call, &self.environment)
+        let mut call = call.clone();
+        if let (Helper::Shell, Some(handler)) = (call.helper, call.words.last_mut()) {
+            match scripts::redirected(handler) {
+                Ok(redirected) => *handler = redirected,
+                // It may do something useful all the same.
+                Err(error) => self.complain(format!("{error}\n").as_bytes()),
+            }
+        }
+        processes::run(&self.called_as, &call, &self.environment)
     }
 
     fn wait_for_all(&mut self, calls: &[Call], dialog: &WaitDialog) {
