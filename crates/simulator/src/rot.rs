@@ -111,7 +111,11 @@ impl World {
 
     /// A verify of a node has come to its end: what it told of is counted out of sync.
     pub(crate) fn rot_counted(&mut self, node: NodeId, volume: VolumeIndex) {
-        let told = |sector: &u64| self.rotten[volume].get(sector) == Some(&true);
+        // What a client has written since is in sync again, and differs while more is written there.
+        let busy = self.busy_ranges(volume);
+        let is_busy =
+            |sector: u64| busy.iter().any(|range| range.start.0 <= sector && sector < range.end().0);
+        let told = |sector: &u64| self.rotten[volume].get(sector) == Some(&true) && !is_busy(*sector);
         let mut blocks: Vec<u64> = self
             .still_rotten(volume, 0..u64::MAX)
             .into_iter()
