@@ -47,6 +47,10 @@ pub(crate) struct Node {
     pub(crate) discards: Vec<(SectorRange, DiscardMode)>,
     /// Data have been written since the last flush.
     unflushed: bool,
+    /// Flushes of the data that were asked for by themselves.
+    pub(crate) flushes: usize,
+    /// Flushes fail.
+    pub(crate) failing_flushes: bool,
     /// Pages of the bitmap written while that was so.
     pub(crate) hasty_pages: usize,
     /// Actions on data are kept instead of done.
@@ -118,6 +122,8 @@ impl Node {
             metadata_writes: Vec::new(),
             discards: Vec::new(),
             unflushed: false,
+            flushes: 0,
+            failing_flushes: false,
             hasty_pages: 0,
             stuck: false,
             stuck_metadata: false,
@@ -666,7 +672,10 @@ impl Pair {
             }
             Action::Flush { token, .. } => {
                 self.nodes[node].unflushed = false;
-                self.events.push_back((node, Event::WriteDone { token, result: outcome }));
+                self.nodes[node].flushes += 1;
+                let result =
+                    if self.nodes[node].failing_flushes { Err(IoError { errno: 95 }) } else { outcome };
+                self.events.push_back((node, Event::WriteDone { token, result }));
             }
             Action::Discard { token, range, mode, .. } => {
                 self.nodes[node].discards.push((range, mode));

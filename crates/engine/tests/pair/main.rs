@@ -15,6 +15,7 @@ mod hostile;
 mod inheritance;
 mod missed_end;
 mod operators;
+mod options;
 mod pacing;
 mod quirks;
 mod resize;
