@@ -1,4 +1,5 @@
-//! Options that say where and how, and what they do: `read-balancing`, `ko-count`, `disk-flushes`, `disk-drain`, `md-flushes`.
+//! Options that say where and how, and what they do: `read-balancing`, `ko-count`, `max-epoch-size`, `disk-flushes`, `disk-drain`,
+//! `md-flushes`.
 
 use udrbd_engine::interface::{Command, DiskOptions, Duration, NetOptions, Operation, ReadBalancing};
 use udrbd_units::{ConnectionState, DiskState, Sector};
@@ -62,6 +63,29 @@ fn reads_go_to_the_peer_while_the_own_disk_has_more_to_do() {
     assert!(
         pair.nodes[0].completions.contains_key(&second) && !pair.nodes[0].completions.contains_key(&first)
     );
+}
+
+#[test]
+fn an_epoch_has_no_more_writes_than_max_epoch_size() {
+    let mut pair = synced();
+    let options = NetOptions { max_epoch_size: 3, ..NetOptions::default() };
+    pair.command(0, Command::NetOptions(Box::new(options))).unwrap();
+    // None of them ends, so that nothing else closes an epoch.
+    pair.nodes[1].stuck = true;
+    pair.packets.clear();
+    for place in 0..8 {
+        pair.submit(0, WRITE, place * 8, &[1; 4096], 4096);
+    }
+    pair.settle();
+    let mut epochs = vec![0];
+    for (_, packet) in pair.packets.iter().filter(|(node, _)| *node == 0) {
+        match packet {
+            Packet::Data(_) => *epochs.last_mut().unwrap() += 1,
+            Packet::Barrier(_) => epochs.push(0),
+            _ => {}
+        }
+    }
+    assert_eq!(epochs, [3, 3, 2], "{}", pair.describe());
 }
 
 /// A Primary whose peer's disk does not answer a write, so many tenths of a second after it.
