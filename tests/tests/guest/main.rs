@@ -33,6 +33,7 @@ mod volumes;
 use std::process::ExitCode;
 
 use udrbd_tests::runner::{self, Case};
+use udrbd_tests::{guest, machine};
 
 const CASES: &[Case] = &[
     Case::new("kernel_pair_replicates_as_the_scenario_expects", replication::kernel_pair),
@@ -125,7 +126,47 @@ const CASES: &[Case] = &[
     Case::new("a_netdev_mount_follows_its_resource_at_boot_and_shutdown", packaging::netdev_mount),
 ];
 
+/// What the tests need of the machine, by its Debian names; below what those of the long run need as well.
+const PACKAGES: &[&str] = &[
+    "drbd-utils",
+    "kmod",
+    "fio",
+    "xfsprogs",
+    "e2fsprogs",
+    "lvm2",
+    "udev",
+    "fdisk",
+    "python3",
+    "bsdutils",
+    "qemu-utils",
+];
+const PACKAGES_LONG: &[&str] = &[
+    "pacemaker",
+    "corosync",
+    "crmsh",
+    "resource-agents",
+    "ocfs2-tools",
+    "gfs2-utils",
+    "dlm-controld",
+    "libnbd-bin",
+    "bsdextrautils",
+    "gawk",
+];
+
+/// Installs it all before the first guest boots. A guest has this machine's root as its own: one that reads dpkg's records, or runs
+/// a program, while another test has something installed goes wrong in ways nobody can tell.
+fn install_packages() {
+    let long: &[&str] = if runner::is_long() { PACKAGES_LONG } else { &[] };
+    let packages = [guest::PACKAGES, PACKAGES, long].concat();
+    // Each test says itself what it lacks.
+    let _told_later = machine::ensure_packages(&packages);
+}
+
 fn main() -> ExitCode {
+    let whole = std::env::args().skip(1).all(|word| word.starts_with('-'));
+    if whole && !std::env::args().any(|word| word == "--list") {
+        install_packages();
+    }
     // An emulated guest leaves much of two processors idle; more than two at a time only get in each other's way.
     let code = runner::main_together(CASES, 2);
     duo::forget_guests();
