@@ -80,7 +80,8 @@ pub fn ensure_packages(packages: &[&str]) -> Result<()> {
         return Err(skip(format!("needs packages; as root: apt-get install {list}")));
     }
     eprintln!("installing: {list}");
-    if install(&[], packages) || (apt(&[], &["update", "-qq"]) && install(&[], packages)) {
+    // What is there stays as it is: apt would upgrade it.
+    if install(&[], &missing) || (apt(&[], &["update", "-qq"]) && install(&[], &missing)) {
         return Ok(());
     }
     // A machine that already has some of them from backports cannot mix in the older ones.
